@@ -1,0 +1,53 @@
+# `make` lists the targets. All is installed into .venv, nothing outside this folder; the service's data is in .streamorch.
+
+PYTHON ?= python3
+VENV := .venv/bin/python
+INSTALLS := .ci/install constraints.txt setup.cfg setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench races format lint types wheel clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+run: .venv/installed-run ## start the service with a PostgreSQL of its own; Ctrl-C stops both, the data stays
+	@$(VENV) -m streamorch run
+
+test: .venv/installed-dev ## run the tests, with coverage
+	@$(VENV) -m pytest --cov --cov-report=term-missing:skip-covered
+
+check: .venv/installed-dev ## see that format, lint and types are right
+	@$(VENV) -m ruff format --check .
+	@$(VENV) -m ruff check .
+	@$(VENV) -m mypy
+
+bench: .venv/installed-run ## measure the service beside an empty Flask view; CASE=… for one
+	@$(VENV) -m bench --case "$(CASE)"
+
+races: .venv/installed-dev ## every race of claims, 10,000 times each
+	@$(VENV) -m tests.races
+
+format: .venv/installed-dev ## format the code, and mend what lint can mend
+	@$(VENV) -m ruff format .
+	@$(VENV) -m ruff check --fix .
+
+lint: .venv/installed-dev ## lint alone
+	@$(VENV) -m ruff check .
+
+types: .venv/installed-dev ## mypy alone
+	@$(VENV) -m mypy
+
+wheel: .venv/installed-run ## build a wheel into dist/
+	@rm -rf build
+	@$(VENV) -m pip --quiet wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+clean: ## remove .venv, caches and builds (the data in .streamorch stays)
+	@rm -rf .venv build dist streamorch.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find streamorch tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed-run: $(INSTALLS)
+	@$(PYTHON) .ci/install run
+
+.venv/installed-dev: $(INSTALLS)
+	@$(PYTHON) .ci/install dev
