@@ -1,0 +1,235 @@
+"""Settings from the environment, read once at start. A bad value stops the start with one clear line."""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from streamorch import signing
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_MAX_CONNECTIONS = 25
+_MIN_CONNECTIONS = 5
+
+
+class SettingError(ValueError):
+    """A setting is missing or wrong; its text is the one line for the operator."""
+
+
+@dataclass(frozen=True)
+class MediaURLs:
+    """The public base of each protocol, without a trailing slash; None where the protocol is off."""
+
+    hls: str | None
+    webrtc: str | None
+    rtmp: str | None
+    rtsp: str | None
+    srt: str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the environment decides. Secrets are left out of its repr."""
+
+    database_url: str
+    api_secrets: tuple[str, ...]
+    api_host: str
+    api_port: int
+    callback_url: str
+    callback_secret: str | None
+    media_urls: MediaURLs
+    mediamtx_api_url: str
+    mediamtx_api_user: str
+    mediamtx_api_passwords: tuple[str, ...]
+    metrics_secret: str | None
+    read_policy: str
+    read_secret: str | None
+    unknown_publishers: str
+    reconcile_seconds: float
+    lease_seconds: int
+    trusted_proxies: tuple[IPNetwork, ...]
+    cors_origins: tuple[str, ...]
+    workers: int
+    threads: int
+    log_level: str
+    home: Path
+
+    def __repr__(self) -> str:
+        return f"<Settings {self.api_host}:{self.api_port}>"
+
+    @property
+    def pool_max_size(self) -> int:
+        """Connections of one worker at most: 25 for one instance, shared among its workers."""
+        return max(1, min(self.threads + 1, _MAX_CONNECTIONS // self.workers))
+
+    @property
+    def pool_min_size(self) -> int:
+        """Connections that one worker keeps open."""
+        return min(self.pool_max_size, -(-_MIN_CONNECTIONS // self.workers))
+
+    def advice(self) -> list[str]:
+        """What an operator should know about these settings, a line each, said once at start."""
+        lines = []
+        if self.callback_secret is None:
+            lines.append("MEDIAMTX_CALLBACK_SECRET is not set: whoever reaches this port may play the media server")
+        if self.read_policy == "public":
+            lines.append("READ_POLICY is public: whoever reaches MediaMTX may watch every stream")
+        return lines
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read and check everything; raises SettingError with the name of what is wrong."""
+        env = _Reader(environ)
+        api_port = env.integer("API_PORT", 8080, 1, 65535)
+        api_secrets = env.secrets("API_SECRET")
+        read_policy = env.choice("READ_POLICY", "public", ("public", "secret", "deny"))
+        read_secret = env.secret("READ_SECRET")
+        if read_policy == "secret" and not read_secret:
+            raise SettingError("READ_POLICY=secret needs READ_SECRET")
+        password = env.secret("MEDIAMTX_API_PASSWORD")
+        return cls(
+            database_url=env.database_url(),
+            api_secrets=api_secrets,
+            api_host=env.text("API_HOST", "127.0.0.1"),
+            api_port=api_port,
+            callback_url=env.url("CALLBACK_URL", f"http://127.0.0.1:{api_port}", ("http", "https")).rstrip("/"),
+            callback_secret=env.secret("MEDIAMTX_CALLBACK_SECRET"),
+            media_urls=_media_urls(env),
+            mediamtx_api_url=env.url("MEDIAMTX_API_URL", "http://localhost:9997", ("http", "https")).rstrip("/"),
+            mediamtx_api_user=env.text("MEDIAMTX_API_USER", "streamorch"),
+            mediamtx_api_passwords=(password,)
+            if password
+            else tuple(signing.media_server_password(secret) for secret in api_secrets),
+            metrics_secret=env.secret("METRICS_SECRET"),
+            read_policy=read_policy,
+            read_secret=read_secret,
+            unknown_publishers=env.choice("UNKNOWN_PUBLISHERS", "report", ("report", "kick")),
+            reconcile_seconds=env.number("RECONCILE_SECONDS", 2.0, 0.2, 60.0),
+            lease_seconds=env.integer("LEASE_SECONDS", 20, 1, 600),
+            trusted_proxies=tuple(env.network("TRUSTED_PROXIES", text) for text in env.listed("TRUSTED_PROXIES")),
+            cors_origins=tuple(env.origin("CORS_ORIGINS", text) for text in env.listed("CORS_ORIGINS")),
+            workers=env.integer("WEB_CONCURRENCY", 2, 1, _MAX_CONNECTIONS),
+            threads=env.integer("API_THREADS", 4, 1, 100),
+            log_level=env.choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
+            home=Path(env.text("STREAMORCH_HOME", ".streamorch")),
+        )
+
+
+class _Reader:
+    """Reads one variable at a time; `NAME_FILE` names a file that holds the value of NAME."""
+
+    def __init__(self, environ: Mapping[str, str]):
+        self.environ = environ
+
+    def _raw(self, name: str) -> str:
+        value = self.environ.get(name, "").strip()
+        file_name = self.environ.get(f"{name}_FILE", "").strip()
+        if not file_name:
+            return value
+        if value:
+            raise SettingError(f"{name} and {name}_FILE are both set; keep one")
+        try:
+            return Path(file_name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not text"
+            raise SettingError(f"{name}_FILE: {file_name}: {reason}") from None
+
+    def text(self, name: str, default: str) -> str:
+        return self._raw(name) or default
+
+    def secret(self, name: str) -> str | None:
+        value = self._raw(name)
+        if not value.isprintable():
+            raise SettingError(f"{name} holds a character that cannot stand in a header")
+        return value or None
+
+    def secrets(self, name: str) -> tuple[str, ...]:
+        """A comma-separated list of secrets, so that one can be changed without a gap."""
+        values = tuple(part.strip() for part in (self.secret(name) or "").split(",") if part.strip())
+        if not values:
+            raise SettingError(
+                f"{name} is not set; make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            )
+        return values
+
+    def listed(self, name: str) -> list[str]:
+        return [part.strip() for part in self._raw(name).split(",") if part.strip()]
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.number(name, default, low, high)
+        if value != int(value):
+            raise SettingError(f"{name} must be a whole number, not {self._raw(name)!r}")
+        return int(value)
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        raw = self._raw(name)
+        try:
+            value = float(raw) if raw else default
+        except ValueError:
+            raise SettingError(f"{name} must be a number, not {raw!r}") from None
+        if not low <= value <= high:
+            raise SettingError(f"{name} must be from {low} to {high}, not {raw}")
+        return value
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self._raw(name).lower() or default
+        if value not in choices:
+            raise SettingError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    def url(self, name: str, default: str, schemes: tuple[str, ...]) -> str:
+        value = self._raw(name) or default
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            usable = False
+        if not usable or re.search(r"[\s'\"<>\\]", value):
+            raise SettingError(f"{name} must be a URL that begins with {' or '.join(s + '://' for s in schemes)}")
+        return value
+
+    def media_url(self, name: str, default: str, schemes: tuple[str, ...]) -> str | None:
+        """A base URL of one protocol; None when it is `off`."""
+        return None if self._raw(name).lower() == "off" else self.url(name, default, schemes).rstrip("/")
+
+    def database_url(self) -> str:
+        value = self._raw("DATABASE_URL")
+        if not value:
+            raise SettingError("DATABASE_URL is not set; `streamorch run` brings a PostgreSQL of its own")
+        if not value.startswith(("postgresql://", "postgres://")) and "=" not in value:
+            raise SettingError("DATABASE_URL must begin with postgresql://")
+        return value
+
+    def network(self, name: str, text: str) -> IPNetwork:
+        try:
+            return ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise SettingError(f"{name}: {text!r} is no IP address or network") from None
+
+    def origin(self, name: str, text: str) -> str:
+        if text != "*" and not re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d+)?", text):
+            raise SettingError(f"{name}: {text!r} is no origin like https://viewer.example.org")
+        return text
+
+
+def _media_urls(env: _Reader) -> MediaURLs:
+    """The base of each protocol: MEDIAMTX_PUBLIC_URL is that of WebRTC, the others follow from it."""
+    public = env.url("MEDIAMTX_PUBLIC_URL", "http://localhost:8889", ("http", "https")).rstrip("/")
+    parts = urlsplit(public)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    # MediaMTX's own ports: WebRTC 8889, HLS 8888. Any other port is a reverse proxy that serves both.
+    hls = _with_port(parts, f"{host}:8888") if parts.port == 8889 else public
+    return MediaURLs(
+        hls=env.media_url("MEDIAMTX_HLS_URL", hls, ("http", "https")),
+        webrtc=env.media_url("MEDIAMTX_WEBRTC_URL", public, ("http", "https")),
+        rtmp=env.media_url("MEDIAMTX_RTMP_URL", f"rtmp://{host}", ("rtmp", "rtmps")),
+        rtsp=env.media_url("MEDIAMTX_RTSP_URL", f"rtsp://{host}:8554", ("rtsp", "rtsps")),
+        srt=env.media_url("MEDIAMTX_SRT_URL", f"srt://{host}:8890", ("srt",)),
+    )
+
+
+def _with_port(parts: SplitResult, netloc: str) -> str:
+    return parts._replace(netloc=netloc).geturl()

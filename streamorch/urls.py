@@ -1,0 +1,78 @@
+"""Where to watch a stream and where to publish it, as URLs ready to paste. Pure."""
+
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from streamorch.settings import MediaURLs
+
+# MediaMTX's default RTMP port: written out for encoders, which take it from nowhere else.
+_RTMP_PORT = 1935
+
+
+def playback(bases: MediaURLs, path: str) -> dict[str, str | None]:
+    """The playback URL of each protocol. A protocol that is off: null, or "" for hls and webrtc,
+    which are strings in rescuestream-api's contract."""
+    return {
+        "hls": _at(bases.hls, path, "index.m3u8") or "",
+        "webrtc": _at(bases.webrtc, path, "whep") or "",
+        "rtmp": _at(bases.rtmp, path),
+        "rtsp": _at(bases.rtsp, path),
+        "srt": _srt(bases.srt, f"read:{quote(path, safe='/')}"),
+        "thumbnail": None,
+    }
+
+
+def publish(bases: MediaURLs, path: str, key: str) -> dict[str, Any]:
+    """How an encoder publishes to this path with this key; null where the protocol is off."""
+    folder, _, name = path.rpartition("/")
+    rtmp = _rtmp_with_port(bases.rtmp) if bases.rtmp else None
+    server, _, more = (_at(rtmp, folder) or "").partition("?")
+    return {
+        "path": path,
+        # OBS joins server and key with a slash; a query in the server together with a key breaks both.
+        "obs": {"server": server, "stream_key": f"{name}?pass={key}" + (more and f"&{more}")} if rtmp else None,
+        "rtmp": _at(rtmp, path, query=f"pass={key}"),
+        "srt": _srt(bases.srt, f"publish:{path}:key:{key}", more="&pkt_size=1316"),
+        "rtsp": _with_user(_at(bases.rtsp, path), f"key:{key}"),
+        "whip": {"url": _at(bases.webrtc, path, "whip"), "bearer_token": key} if bases.webrtc else None,
+    }
+
+
+def suggested_path(key_id: str) -> str:
+    """The path proposed for a key that is bound to none: `live/` and the first 8 hex digits of its id."""
+    return f"live/{key_id[:8]}"
+
+
+def _at(base: str | None, path: str, last: str = "", query: str = "") -> str | None:
+    """`base/path/last`, with the prefix and query of the base kept and each segment percent-encoded."""
+    if base is None:
+        return None
+    parts = urlsplit(base)
+    segments = "/".join(part for part in (parts.path.rstrip("/"), quote(path, safe="/"), last) if part)
+    if not segments.startswith("/"):
+        segments = "/" + segments
+    return urlunsplit(
+        (parts.scheme, parts.netloc, segments.rstrip("/"), "&".join(q for q in (query, parts.query) if q), "")
+    )
+
+
+def _srt(base: str | None, stream_id: str, more: str = "") -> str | None:
+    if base is None:
+        return None
+    parts = urlsplit(base)
+    own = f"&{parts.query}" if parts.query else ""
+    return f"srt://{parts.netloc}?streamid={stream_id}{more}{own}"
+
+
+def _rtmp_with_port(base: str) -> str:
+    parts = urlsplit(base)
+    if parts.scheme == "rtmps" or parts.port:
+        return base
+    return parts._replace(netloc=f"{parts.netloc}:{_RTMP_PORT}").geturl()
+
+
+def _with_user(url: str | None, user: str) -> str | None:
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{user}@{parts.netloc}").geturl()
