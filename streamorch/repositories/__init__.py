@@ -1,0 +1,182 @@
+"""SQL lives in this room and nowhere else; it knows nothing of HTTP.
+
+`Database` is the pool with its deadlines: whatever PostgreSQL does (away, killed, frozen), a caller has its
+connection or an OperationalError within about a second.
+"""
+
+import logging
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import LiteralString, TypeVar
+
+import msgspec
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
+from psycopg.types.json import set_json_dumps, set_json_loads
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_POOL_WAIT_SECONDS = 0.2
+_STATEMENT_SECONDS = 0.8
+_BREAKER_SECONDS = 0.25
+_IDLE_CHECK_SECONDS = 30.0
+_MAX_LIFETIME_SECONDS = 3600.0
+
+
+class Unavailable(psycopg.OperationalError):
+    """The database did not answer in time, or is not asked because it did not a moment ago."""
+
+
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection on which no statement lasts longer than 0.8 s of the client's clock.
+
+    `statement_timeout` runs in the server, which may be frozen, and `tcp_user_timeout` trusts a kernel that
+    still acknowledges for it.
+    """
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        try:
+            return super().wait(gen, interval, timeout or _STATEMENT_SECONDS)
+        except psycopg.errors._WaitTimeout as error:  # private in 3.3.8, and the only sign of a missed timeout
+            # Closed here and now, so that nobody waits again for a ROLLBACK.
+            self.pgconn.finish()
+            raise Unavailable("no answer within the deadline of a statement") from error
+
+
+class Database:
+    """The connection pool of one process, opened after the fork."""
+
+    def __init__(self, url: str, *, min_size: int, max_size: int):
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            url,
+            connection_class=Connection,
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": 0,
+                "application_name": "streamorch",
+                "connect_timeout": 2,
+            },
+            min_size=min_size,
+            max_size=max_size,
+            max_lifetime=_MAX_LIFETIME_SECONDS,
+            # Short, so that the pool's back-off never grows: a database that returns is used within half a second.
+            reconnect_timeout=0.5,
+            configure=_configure,
+            open=False,
+        )
+        self._refuse_until = 0.0
+        self._away = False
+        self._closing = threading.Event()
+
+    def open(self) -> None:
+        """Start connecting in the background; a database that is away does not stop the start."""
+        self._pool.open()
+        threading.Thread(target=self._check_idle_connections, name="idle-connections", daemon=True).start()
+
+    def close(self) -> None:
+        """Close every connection and stop the pool's threads."""
+        self._closing.set()
+        self._pool.close()
+
+    @contextmanager
+    def connection(self, *, despite_breaker: bool = False) -> Iterator[Connection]:
+        """A connection in autocommit; Unavailable or another OperationalError when there is none to be had.
+
+        After a missed deadline the next 250 ms are refused without trying: fifty callers must not queue for a
+        database that is away. (A connection that is merely lost does not count: the next one may be well.)
+        """
+        if time.monotonic() < self._refuse_until and not despite_breaker:
+            raise Unavailable("not asked: it did not answer a moment ago")
+        conn = self._take()
+        try:
+            yield conn
+        except Unavailable:
+            self._trip("no answer to a statement")
+            raise
+        finally:
+            if self._away and not conn.closed:
+                self._away = False
+                log.info("the database answers again")
+            self._pool.putconn(conn)
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """Do idempotent work; once more, on another connection, when the first was lost under it."""
+        conn: Connection | None = None
+        try:
+            with self.connection() as conn:
+                return work(conn)
+        except psycopg.OperationalError as error:
+            if conn is None or not conn.closed or isinstance(error, Unavailable):
+                raise
+        with self.connection(despite_breaker=True) as conn:
+            return work(conn)
+
+    def _take(self) -> Connection:
+        """A connection that is alive, within 0.2 s.
+
+        Not the pool's own `check`: at the second dead connection that sleeps until the deadline, and a restarted
+        database leaves many.
+        """
+        deadline = time.monotonic() + _POOL_WAIT_SECONDS
+        while True:
+            try:
+                conn = self._pool.getconn(deadline - time.monotonic())
+            except PoolTimeout as error:
+                self._trip("no connection to be had")
+                raise Unavailable("no connection within the deadline of the pool") from error
+            if _is_alive(conn):
+                return conn
+            conn.close()
+            self._pool.putconn(conn)  # which replaces it
+
+    def _trip(self, reason: str) -> None:
+        if not self._away:  # one line for an outage, not one for each caller
+            self._away = True
+            log.error("the database is away", extra={"reason": reason})
+        self._refuse_until = time.monotonic() + _BREAKER_SECONDS
+
+    def _check_idle_connections(self) -> None:
+        while not self._closing.wait(_IDLE_CHECK_SECONDS):
+            self._pool.check()
+
+
+def only(conn: Connection, query: LiteralString, params: Mapping[str, object] | None = None) -> TupleRow:
+    """The one row that a call of a function, or a question for an aggregate, always returns."""
+    row = conn.execute(query, params).fetchone()
+    if row is None:
+        raise psycopg.InternalError("a statement that always returns a row returned none")
+    return row
+
+
+def ping(conn: Connection) -> None:
+    """One round trip; an OperationalError when the database is away."""
+    conn.execute("/* ping */ SELECT 1")
+
+
+def _configure(conn: Connection) -> None:
+    # TimeZone is reported by the server, so a pooler that keeps track of parameters keeps this one.
+    conn.execute("SET TimeZone TO 'UTC'", prepare=False)
+    # A jsonb goes from PostgreSQL to the client as it is.
+    set_json_loads(lambda text: msgspec.Raw(text.encode() if isinstance(text, str) else bytes(text)), conn)
+    set_json_dumps(msgspec.json.encode, conn)
+
+
+def _is_alive(conn: Connection) -> bool:
+    """Did this connection outlive its idle time? Seen by polling its socket, without a round trip."""
+    poll = select.poll()
+    poll.register(conn.pgconn.socket, select.POLLIN)
+    if not poll.poll(0):
+        return True
+    # Something arrived unasked: a notice, or the news that the server is going away.
+    try:
+        conn.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return False
+    return not poll.poll(0) and conn.pgconn.status == psycopg.pq.ConnStatus.OK

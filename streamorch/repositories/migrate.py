@@ -1,0 +1,124 @@
+"""Migrations: forward only, under an advisory lock, with a ledger of checksums.
+
+Safe to run under the release before: each file adds, none takes away what that release uses.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# Inside the package when it was installed from a wheel, beside it in a checkout.
+_FOLDER = next((folder for folder in (_PACKAGE / "sql", _PACKAGE.parent / "sql") if folder.is_dir()), _PACKAGE / "sql")
+
+# One holder at a time across all instances of one database; "strmorch" in ASCII.
+_LOCK = 0x7374726D6F726368
+
+
+class SchemaError(Exception):
+    """The schema is not what this release needs; its text is the one line for the operator."""
+
+
+class Migration(NamedTuple):
+    """One file of sql/: its name without the ending, its text and the SHA-256 of that."""
+
+    name: str
+    text: str
+    checksum: str
+
+
+def available() -> list[Migration]:
+    """The migrations of this release, in order."""
+    files = sorted(_FOLDER.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+    texts = [(file.stem, file.read_text(encoding="utf-8")) for file in files]
+    return [Migration(name, text, hashlib.sha256(text.encode()).hexdigest()) for name, text in texts]
+
+
+def apply(database_url: str) -> list[str]:
+    """Bring the schema up to this release; returns the names that were newly applied.
+
+    Raises SchemaError, and then nothing was changed; psycopg.OperationalError when the database is away.
+    """
+    with psycopg.connect(
+        database_url, autocommit=True, connect_timeout=5, application_name="streamorch migrate"
+    ) as conn:
+        conn.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        pending = _pending(conn)
+        for migration in pending:
+            with conn.transaction():
+                conn.execute(_LEDGER)
+                conn.execute(migration.text.encode())
+                conn.execute(
+                    "INSERT INTO streamorch_migrations (name, checksum) VALUES (%s, %s)",
+                    [migration.name, migration.checksum],
+                )
+        return [migration.name for migration in pending]
+
+
+def check(database_url: str) -> None:
+    """Raises SchemaError unless the schema is exactly that of this release."""
+    with psycopg.connect(database_url, autocommit=True, connect_timeout=5, application_name="streamorch") as conn:
+        if pending := _pending(conn):
+            names = ", ".join(migration.name for migration in pending)
+            raise SchemaError(f"the database schema is old: {names} not applied yet; run: streamorch migrate")
+
+
+def is_current(conn: psycopg.Connection[tuple[object, ...]]) -> bool:
+    """Have all migrations of this release been applied? (A newer schema is fine: migrations only add.)"""
+    row = conn.execute(
+        "/* migrate.is_current */ SELECT count(*) FROM streamorch_migrations WHERE name = ANY (%(names)s)",
+        {"names": _NAMES},
+    ).fetchone()
+    return row is not None and row[0] == len(_NAMES)
+
+
+_NAMES = [migration.name for migration in available()]
+
+_LEDGER = """
+    CREATE TABLE IF NOT EXISTS streamorch_migrations (
+        name text PRIMARY KEY,
+        checksum text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    )
+"""
+
+
+def _pending(conn: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
+    """What is left to apply; SchemaError when this is not a database of ours, or one of another release."""
+    ours = _exists(conn, "streamorch_migrations")
+    if not ours:
+        _refuse_foreign(conn)
+    rows = conn.execute("SELECT name, checksum FROM streamorch_migrations").fetchall() if ours else []
+    applied = {str(name): checksum for name, checksum in rows}
+    known = available()
+    for migration in known:
+        if applied.get(migration.name, migration.checksum) != migration.checksum:
+            raise SchemaError(f"migration {migration.name} was edited after it had been applied to this database")
+    if newer := sorted(applied.keys() - {migration.name for migration in known}):
+        raise SchemaError(f"the database schema is newer than this release: it has {', '.join(newer)}")
+    return [migration for migration in known if migration.name not in applied]
+
+
+def _exists(conn: psycopg.Connection[tuple[object, ...]], table: str) -> bool:
+    row = conn.execute("SELECT to_regclass(%s) IS NOT NULL", [table]).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _refuse_foreign(conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    row = conn.execute(
+        "SELECT EXISTS (SELECT 1 FROM information_schema.columns WHERE table_schema = ANY (current_schemas(false))"
+        " AND table_name = 'stream_keys' AND column_name = 'key_value')"
+    ).fetchone()
+    if row is not None and row[0]:
+        raise SchemaError(
+            "the database holds rescuestream-api's tables and was left untouched:"
+            " give streamorch an empty database, then copy with: streamorch import-rescuestream OLD_URL"
+        )
+    taken = [name for name in ("schema_migrations", "broadcasters", "stream_keys", "streams") if _exists(conn, name)]
+    if taken:
+        raise SchemaError(
+            f"the database holds tables of another program ({', '.join(taken)}) and was left untouched:"
+            " give streamorch an empty database"
+        )

@@ -1,0 +1,157 @@
+"""Stream keys: the credentials that let an encoder publish. Their values are never stored."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+from psycopg.types.numeric import Int8
+
+from streamorch.repositories import Connection, only
+
+
+class StreamKey(msgspec.Struct, frozen=True):
+    """A key as the API shows it; times are RFC 3339 text."""
+
+    id: UUID
+    broadcaster_id: UUID
+    label: str | None
+    path: str | None
+    takeover: str
+    status: str
+    disabled: bool
+    hold_until: str | None
+    in_use: bool
+    hint: str
+    metadata: msgspec.Raw
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+_SHOWN = """
+    SELECT
+        k.id,
+        k.broadcaster_id,
+        k.label,
+        k.path,
+        k.takeover,
+        CASE
+            WHEN k.revoked_at IS NOT NULL THEN 'revoked'
+            WHEN k.expires_at <= clock_timestamp() THEN 'expired'
+            ELSE 'active'
+        END AS status,
+        k.disabled_at IS NOT NULL AS disabled,
+        CASE WHEN k.hold_until > clock_timestamp() THEN rfc3339_v1(k.hold_until) END AS hold_until,
+        EXISTS (
+            SELECT 1 FROM streams AS s
+            WHERE s.stream_key_id = k.id AND s.ended_at IS NULL
+              AND (s.started_at IS NOT NULL OR s.lease_expires_at > clock_timestamp())
+        ) AS in_use,
+        k.hint,
+        k.metadata,
+        rfc3339_v1(k.created_at) AS created_at,
+        rfc3339_v1(k.expires_at) AS expires_at,
+        rfc3339_v1(k.revoked_at) AS revoked_at,
+        rfc3339_v1(k.last_used_at) AS last_used_at
+    FROM stream_keys AS k
+    JOIN broadcasters AS b ON b.id = k.broadcaster_id
+    WHERE b.deleted_at IS NULL
+"""
+_GET = "/* stream_keys.get */" + _SHOWN + "AND k.id = %(id)s"
+_FILTERS = {
+    "broadcaster_id": " AND k.broadcaster_id = %(broadcaster_id)s",
+    "after_id": " AND (k.created_at, k.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid)",
+}
+_STATUSES = {
+    "active": " AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())",
+    "revoked": " AND k.revoked_at IS NOT NULL",
+    "expired": " AND k.revoked_at IS NULL AND k.expires_at <= clock_timestamp()",
+}
+STATUSES = tuple(_STATUSES)
+
+
+def get(conn: Connection, stream_key_id: UUID) -> StreamKey | None:
+    """The key, or None when there is none or its broadcaster was deleted."""
+    with conn.cursor(row_factory=class_row(StreamKey)) as cursor:
+        return cursor.execute(_GET, {"id": stream_key_id}).fetchone()
+
+
+def page(
+    conn: Connection, *, broadcaster_id: UUID | None, status: str | None, limit: int, after: tuple[str, str] | None
+) -> list[StreamKey]:
+    """At most `limit` keys, newest first, after (created_at, id) of the one before; `status` is one of STATUSES."""
+    after_time, after_id = after or (None, None)
+    given = {"broadcaster_id": broadcaster_id, "after_time": after_time, "after_id": after_id, "limit": Int8(limit)}
+    wanted = "".join(text for name, text in _FILTERS.items() if given[name] is not None)
+    query = (
+        "/* stream_keys.page */"
+        + _SHOWN
+        + wanted
+        + (_STATUSES[status] if status else "")
+        + " ORDER BY k.created_at DESC, k.id DESC LIMIT %(limit)s"
+    )
+    with conn.cursor(row_factory=class_row(StreamKey)) as cursor:
+        return cursor.execute(query.encode(), given).fetchall()
+
+
+def create(
+    conn: Connection,
+    *,
+    stream_key_id: UUID,
+    broadcaster_id: UUID,
+    key_hash: bytes,
+    hint: str,
+    label: str | None,
+    path: str | None,
+    takeover: str,
+    expires_at: datetime | None,
+    disabled: bool,
+    metadata: dict[str, Any],
+) -> str:
+    """Store a key; 'created', 'unknown-broadcaster', 'conflict' (the id is taken) or 'path-in-use'."""
+    return str(
+        only(
+            conn,
+            """/* stream_keys.create */
+        SELECT create_stream_key_v1(
+            %(id)s, %(broadcaster_id)s, %(key_hash)s, %(hint)s, %(label)s, %(path)s,
+            %(takeover)s, %(expires_at)s, %(disabled)s, %(metadata)s)
+        """,
+            {
+                "id": stream_key_id,
+                "broadcaster_id": broadcaster_id,
+                "key_hash": key_hash,
+                "hint": hint,
+                "label": label,
+                "path": path,
+                "takeover": takeover,
+                # As text, which has the same parameter type as nothing: one prepared statement for both.
+                "expires_at": expires_at and expires_at.isoformat(),
+                "disabled": disabled,
+                "metadata": Jsonb(metadata),
+            },
+        )[0]
+    )
+
+
+def update(conn: Connection, stream_key_id: UUID, changes: dict[str, Any]) -> str:
+    """Replace the given members; 'updated', 'not-found', 'revoked', 'path-in-use' or 'stream-key-in-use'.
+
+    Disabling the key, or moving its expiry into the past, ends its open streams.
+    """
+    return str(
+        only(
+            conn,
+            "/* stream_keys.update */ SELECT update_stream_key_v1(%(id)s, %(changes)s)",
+            {"id": stream_key_id, "changes": Jsonb(changes)},
+        )[0]
+    )
+
+
+def revoke(conn: Connection, stream_key_id: UUID) -> str:
+    """Take the key back for good and end its open streams; 'revoked', 'already' or 'not-found'."""
+    return str(only(conn, "/* stream_keys.revoke */ SELECT revoke_stream_key_v1(%(id)s)", {"id": stream_key_id})[0])

@@ -1,0 +1,317 @@
+"""Streams: one row per publishing connection, from the claim in auth to its end."""
+
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+from psycopg.types.numeric import Int4, Int8
+
+from streamorch.repositories import Connection, only
+
+
+class Claim(NamedTuple):
+    """What a claim came to: outcome is 'claimed', 'replay', 'valid' (only checked), or the slug of a problem."""
+
+    outcome: str
+    stream_key_id: UUID | None
+    stream_id: UUID | None = None
+    rival_id: UUID | None = None
+
+    @property
+    def is_granted(self) -> bool:
+        """May the encoder publish?"""
+        return self.outcome in ("claimed", "replay", "valid")
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """A stream as the API shows it, its URLs left out; times are RFC 3339 text.
+
+    The members from `bytes` on belong to one stream asked for by id, not to lists.
+    """
+
+    id: UUID
+    stream_key_id: UUID
+    label: str | None
+    broadcaster: msgspec.Raw
+    node: str
+    path: str
+    status: str
+    end_reason: str | None
+    claimed_at: str
+    started_at: str | None
+    ended_at: str | None
+    duration_seconds: int | None
+    interrupted_at: str | None
+    source_type: str | None
+    source_id: str | None
+    protocol: str
+    metadata: msgspec.Raw
+    recording_ref: str | None
+    viewers: int | None
+    media: str | None
+    replaces: UUID | None
+    replaced_by: UUID | None
+    remote_address: str | None
+
+
+class LiveList(NamedTuple):
+    """The live list of one moment: its version, and its streams, newest first."""
+
+    version: str
+    changed_at: str
+    streams: list[Stream]
+
+
+_SHOWN = """
+    SELECT
+        s.id,
+        s.stream_key_id,
+        k.label,
+        jsonb_build_object('id', b.id, 'display_name', b.display_name) AS broadcaster,
+        s.node,
+        s.path,
+        CASE
+            WHEN s.ended_at IS NOT NULL THEN 'ended'
+            WHEN s.started_at IS NOT NULL THEN 'active'
+            ELSE 'pending'
+        END AS status,
+        s.end_reason,
+        rfc3339_v1(s.claimed_at) AS claimed_at,
+        rfc3339_v1(s.started_at) AS started_at,
+        rfc3339_v1(s.ended_at) AS ended_at,
+        CASE
+            WHEN s.ended_at IS NOT NULL AND s.started_at IS NOT NULL
+            THEN greatest(0, floor(extract(epoch FROM s.ended_at - s.started_at)))::bigint
+        END AS duration_seconds,
+        rfc3339_v1(s.interrupted_at) AS interrupted_at,
+        s.source_type,
+        coalesce(s.source_id, s.auth_id) AS source_id,
+        s.protocol,
+        s.metadata,
+        s.recording_ref,
+        NULL::bigint AS viewers,
+        NULL::text AS media,
+        s.replaces,
+        s.replaced_by,
+        s.remote_address
+    FROM streams AS s
+    JOIN stream_keys AS k ON k.id = s.stream_key_id
+    JOIN broadcasters AS b ON b.id = k.broadcaster_id
+    WHERE
+"""
+_GET = "/* streams.get */" + _SHOWN + "s.id = %(id)s"
+_ACTIVE = "s.ended_at IS NULL AND s.started_at IS NOT NULL"
+_NEWEST_STARTED = " ORDER BY s.started_at DESC, s.id DESC"
+_LIVE_VERSION = """
+    l.epoch || '-' || l.version || '-' || extract(epoch FROM l.changed_at)::numeric::text
+"""
+_VERSION = "/* streams.version */ SELECT" + _LIVE_VERSION + "FROM live_list AS l"
+# Version and list in one statement: one snapshot, so the list is that version's.
+_LIVE = (
+    "/* streams.live */ SELECT"  # noqa: S608  # put together from constants of this file alone
+    + _LIVE_VERSION
+    + """,
+    rfc3339_v1(l.changed_at),
+    coalesce((SELECT json_agg(shown) FROM (
+"""
+    + _SHOWN
+    + _ACTIVE
+    + _NEWEST_STARTED
+    + ") AS shown)::text, '[]') FROM live_list AS l"
+)
+# Why these are separate texts and not `%(x)s IS NULL OR ...`: each combination gets a plan that can use its index.
+_FILTERS = {
+    "broadcaster_id": " AND k.broadcaster_id = %(broadcaster_id)s",
+    "stream_key_id": " AND s.stream_key_id = %(stream_key_id)s",
+    "path": " AND s.path = %(path)s",
+    "end_reason": " AND s.end_reason = %(end_reason)s",
+    "protocol": " AND s.protocol = %(protocol)s",
+    "node": " AND s.node = %(node)s",
+    "since": " AND s.claimed_at >= %(since)s",
+    "until": " AND s.claimed_at < %(until)s",
+}
+_AFTER = " AND (s.claimed_at, s.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid)"
+_STATUSES = {
+    "active": _ACTIVE,
+    "pending": "s.ended_at IS NULL AND s.started_at IS NULL",
+    "ended": "s.ended_at IS NOT NULL",
+    "all": "true",
+}
+STATUSES = tuple(_STATUSES)
+END_REASONS = (
+    "never_started",
+    "disconnected",
+    "superseded",
+    "revoked",
+    "expired",
+    "disabled",
+    "stopped",
+    "server_restarted",
+    "server_lost",
+)
+_decode_streams = msgspec.json.Decoder(list[Stream]).decode
+
+
+def claim(
+    conn: Connection,
+    *,
+    key_hash: bytes,
+    node: str,
+    path: str,
+    connection_id: str,
+    protocol: str,
+    remote_address: str,
+    user_agent: str,
+    lease_seconds: int,
+) -> Claim:
+    """Claim the path for the publisher of this key: one statement, and the same again gives 'replay'."""
+    return Claim(
+        *only(
+            conn,
+            """/* streams.claim */
+        SELECT outcome, key_id, stream_id, rival_id
+        FROM claim_v1(%(key_hash)s, %(node)s, %(path)s, %(connection_id)s, %(protocol)s,
+                      %(remote_address)s, %(user_agent)s, %(lease_seconds)s, NULL)
+        """,
+            {
+                "key_hash": key_hash,
+                "node": node,
+                "path": path,
+                "connection_id": connection_id,
+                "protocol": protocol,
+                "remote_address": remote_address,
+                "user_agent": user_agent,
+                "lease_seconds": Int4(lease_seconds),
+            },
+        )
+    )
+
+
+def check(conn: Connection, *, key_hash: bytes, node: str, path: str) -> Claim:
+    """Would this key be let in on this path? Claims nothing: a publish page and OPTIONS have no connection."""
+    return Claim(
+        *only(
+            conn,
+            "/* streams.check */ SELECT outcome, key_id FROM check_key_v1(%(key_hash)s, %(node)s, %(path)s)",
+            {"key_hash": key_hash, "node": node, "path": path},
+        )
+    )
+
+
+def start(conn: Connection, *, node: str, path: str, source_type: str, source_id: str) -> tuple[str, UUID | None]:
+    """A connection went live: its pending claim becomes active and ends what it replaces.
+
+    Returns the outcome and the stream: 'active', 'replay' (it was), 'not-found' (no claim, or it has ended), or the
+    end_reason of a claim whose key lost its right meanwhile.
+    """
+    outcome, stream_id = only(
+        conn,
+        """/* streams.start */
+        SELECT outcome, stream_id FROM ready_v1(%(node)s, %(path)s, %(source_type)s, %(source_id)s)
+        """,
+        {"node": node, "path": path, "source_type": source_type, "source_id": source_id},
+    )
+    return outcome, stream_id
+
+
+def end(conn: Connection, *, node: str, path: str, source_type: str, source_id: str) -> tuple[str, UUID | None]:
+    """A connection is no longer live: ends the stream of that connection and no other.
+
+    Returns the outcome and the stream: 'ended', 'late' (it had ended), 'unknown' (remembered for a minute).
+    """
+    outcome, stream_id = only(
+        conn,
+        """/* streams.end */
+        SELECT outcome, stream_id FROM not_ready_v1(%(node)s, %(path)s, %(source_type)s, %(source_id)s)
+        """,
+        {"node": node, "path": path, "source_type": source_type, "source_id": source_id},
+    )
+    return outcome, stream_id
+
+
+def end_on_path(conn: Connection, *, node: str, path: str, grace_seconds: int) -> tuple[str, UUID | None]:
+    """A path is no longer live: 'ended' its active stream, or 'late' when that started within `grace_seconds`."""
+    outcome, stream_id = only(
+        conn,
+        """/* streams.end_on_path */
+        SELECT outcome, stream_id FROM not_ready_unnamed_v1(%(node)s, %(path)s, %(grace_seconds)s)
+        """,
+        {"node": node, "path": path, "grace_seconds": Int4(grace_seconds)},
+    )
+    return outcome, stream_id
+
+
+def stop(conn: Connection, stream_id: UUID, *, hold_seconds: int) -> str:
+    """End a stream and hold its key for a while; 'stopped', 'already' or 'not-found'."""
+    return str(
+        only(
+            conn,
+            "/* streams.stop */ SELECT stop_stream_v1(%(id)s, %(hold_seconds)s)",
+            {"id": stream_id, "hold_seconds": Int4(hold_seconds)},
+        )[0]
+    )
+
+
+def update(conn: Connection, stream_id: UUID, changes: dict[str, Any]) -> str:
+    """Replace metadata or recording_ref; 'updated' or 'not-found'."""
+    return str(
+        only(
+            conn,
+            "/* streams.update */ SELECT update_stream_v1(%(id)s, %(changes)s)",
+            {"id": stream_id, "changes": Jsonb(changes)},
+        )[0]
+    )
+
+
+def get(conn: Connection, stream_id: UUID) -> Stream | None:
+    """The stream in whatever state, or None."""
+    with conn.cursor(row_factory=class_row(Stream)) as cursor:
+        return cursor.execute(_GET, {"id": stream_id}).fetchone()
+
+
+def version(conn: Connection) -> str:
+    """The version of the live list: changes with whatever the list shows."""
+    return str(only(conn, _VERSION)[0])
+
+
+def live(conn: Connection) -> LiveList:
+    """All active streams, newest first, with the version that they are of."""
+    version, changed_at, encoded = only(conn, _LIVE)
+    return LiveList(version, changed_at, _decode_streams(encoded))
+
+
+def live_filtered(conn: Connection, filters: dict[str, Any]) -> list[Stream]:
+    """The active streams that match, newest first, all of them."""
+    query = "/* streams.live_filtered */" + _SHOWN + _ACTIVE + _matching(filters) + _NEWEST_STARTED
+    with conn.cursor(row_factory=class_row(Stream)) as cursor:
+        return cursor.execute(query.encode(), filters).fetchall()
+
+
+def page(
+    conn: Connection, *, status: str, filters: dict[str, Any], limit: int, after: tuple[str, str] | None
+) -> list[Stream]:
+    """History: at most `limit` streams, last claimed first, after (claimed_at, id) of the one before.
+
+    'ended' leaves out claims that never started unless `end_reason` asks for them.
+    """
+    after_time, after_id = after or (None, None)
+    started_only = status == "ended" and filters.get("end_reason") is None
+    query = (
+        "/* streams.page */"
+        + _SHOWN
+        + _STATUSES[status]
+        + (" AND s.end_reason <> 'never_started'" if started_only else "")
+        + _matching(filters)
+        + (_AFTER if after else "")
+        + " ORDER BY s.claimed_at DESC, s.id DESC LIMIT %(limit)s"
+    )
+    with conn.cursor(row_factory=class_row(Stream)) as cursor:
+        return cursor.execute(
+            query.encode(), {**filters, "limit": Int8(limit), "after_time": after_time, "after_id": after_id}
+        ).fetchall()
+
+
+def _matching(filters: dict[str, Any]) -> str:
+    return "".join(text for name, text in _FILTERS.items() if filters.get(name) is not None)
