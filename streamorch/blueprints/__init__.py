@@ -1,0 +1,297 @@
+"""HTTP lives in this room and no SQL does: what all blueprints share.
+
+Reading a request (body, ids, parameters, cursor), guarding it, and answering with JSON.
+"""
+
+import base64
+import binascii
+import datetime
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+from uuid import UUID
+
+import flask
+import msgspec
+
+from streamorch import keys, signing
+from streamorch.problems import FieldError, Problem
+from streamorch.repositories import Database
+from streamorch.settings import Settings
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+MAX_BODY_BYTES = 64 * 1024
+_MAX_METADATA_BYTES = 16 * 1024
+_MAX_METADATA_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a request needs of the application: its settings and its database."""
+
+    settings: Settings
+    database: Database
+
+
+def service() -> Service:
+    """The service of the application that handles this request."""
+    found: Service = flask.current_app.extensions["streamorch"]
+    return found
+
+
+# --- who may call -----------------------------------------------------------------------------------------
+
+
+def require_api_caller() -> None:
+    """Guard of the REST part: Bearer, X-API-Key, or rescuestream-api's signature. Problem `unauthorized` otherwise."""
+    headers = flask.request.headers
+    secrets = service().settings.api_secrets
+    api_key = headers.get("X-API-Key", "")
+    given = headers.get("X-Signature")
+    if given is not None:
+        refusal = signing.signature_refusal(
+            secrets,
+            given=given,
+            api_key=api_key,
+            method=flask.request.method,
+            path=flask.request.path,
+            timestamp=headers.get("X-Timestamp", ""),
+            body=raw_body(),
+            now=time.time(),
+        )
+        if refusal:
+            raise Problem("unauthorized", refusal)
+        return
+    credential = signing.bearer(headers.get("Authorization", "")) or api_key
+    if not credential:
+        raise Problem("unauthorized", "send Authorization: Bearer API_SECRET, or X-API-Key: API_SECRET")
+    if not signing.matches(credential, secrets):
+        raise Problem("unauthorized", "the API secret is not right")
+
+
+def require_media_server() -> None:
+    """Guard of /auth and the hooks: the callback secret, when one is set. Problem `unauthorized` otherwise."""
+    secret = service().settings.callback_secret
+    if secret is None:
+        return
+    authorization = flask.request.headers.get("Authorization", "")
+    given = signing.basic_password(authorization) or signing.bearer(authorization) or ""
+    if not signing.matches(given, (secret,)):
+        raise Problem("unauthorized", "the callback secret is missing or not right")
+
+
+def node() -> str:
+    """The media server that calls: `?node=` of the callback URL. Problem `unauthorized` when it is not configured."""
+    name = flask.request.args.get("node") or "default"
+    if name != "default":
+        flask.current_app.logger.warning("callback of a node that is not configured", extra={"node": name[:64]})
+        raise Problem("unauthorized", "this node is not configured")
+    return name
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def identifier(text: str) -> UUID:
+    """The UUID in a URL; Problem `invalid-request` when it is malformed."""
+    try:
+        found = UUID(text)
+    except ValueError:
+        raise invalid("id", "is no UUID") from None
+    if len(text) != 36:  # UUID() also reads braces, urn: and bare hex
+        raise invalid("id", "is no UUID")
+    return found
+
+
+def invalid(field: str, reason: str) -> Problem:
+    """The problem of one wrong field."""
+    return Problem("invalid-request", f"{field} {reason}", errors=[FieldError(field, reason)])
+
+
+def body(kind: type[Body], *, rules: Mapping[str, Callable[[str], str | None]] | None = None) -> Body:
+    """The JSON body of a REST request as `kind`; unknown members are ignored.
+
+    `rules` gives for a text member the function that says why a value is refused.
+    Problem `unsupported-media-type` when it is labelled as something else, `invalid-request` with every wrong field.
+    """
+    content_type = flask.request.content_type
+    if content_type and flask.request.mimetype != "application/json" and not flask.request.mimetype.endswith("+json"):
+        raise Problem("unsupported-media-type")
+    members = json_object(raw_body())
+    hints = get_type_hints(kind, include_extras=True)
+    accepted: dict[str, Any] = {}
+    errors: list[FieldError] = []
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name not in members:
+            if field.required:
+                errors.append(FieldError(field.encode_name, "is required"))
+            continue
+        try:
+            accepted[field.name] = msgspec.convert(members[field.encode_name], hints.get(field.name, field.type))
+        except (msgspec.ValidationError, RecursionError) as error:
+            errors.append(FieldError(field.encode_name, _reason(error)))
+            continue
+        reason = _unstorable(accepted[field.name])
+        if reason is None and isinstance(accepted[field.name], str) and field.name in (rules or {}):
+            reason = (rules or {})[field.name](accepted[field.name])
+        if reason:
+            errors.append(FieldError(field.encode_name, reason))
+    if errors:
+        raise Problem("invalid-request", "; ".join(f"{e.field} {e.reason}" for e in errors), errors=errors)
+    return kind(**accepted)
+
+
+def raw_body() -> bytes:
+    """The body as it came, whatever its Content-Type says; Problem `too-large` over 64 KiB, also without a length."""
+    raw = flask.request.get_data()
+    if len(raw) > MAX_BODY_BYTES:
+        raise Problem("too-large")
+    return raw
+
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a body; Problem `invalid-request` when it is anything else."""
+    try:
+        members = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise invalid("body", "is not JSON") from None
+    if not isinstance(members, dict):
+        raise invalid("body", "is not a JSON object")
+    return members
+
+
+def given(changes: msgspec.Struct) -> dict[str, Any]:
+    """The members of a PATCH that were given, as JSON values."""
+    members = ((name, getattr(changes, name)) for name in changes.__struct_fields__)
+    return {
+        name: value.isoformat() if isinstance(value, datetime.datetime) else value
+        for name, value in members
+        if value is not msgspec.UNSET
+    }
+
+
+def moment(text: str) -> datetime.datetime:
+    """An RFC 3339 time with an offset; ValueError otherwise."""
+    found = msgspec.convert(text, datetime.datetime)
+    if found.tzinfo is None:
+        raise ValueError("a time needs an offset, like 2026-01-31T12:00:00Z")
+    return found
+
+
+def parameter(name: str, choices: Iterable[str] | None = None) -> str | None:
+    """A query parameter, None when absent or empty; Problem `invalid-request` when it is none of `choices`."""
+    value = flask.request.args.get(name) or None
+    if value is not None and "\x00" in value:
+        raise invalid(name, "holds a character that cannot be stored")
+    if value is not None and choices is not None and value not in (known := tuple(choices)):
+        raise invalid(name, f"must be one of {', '.join(known)}")
+    return value
+
+
+def uuid_parameter(name: str) -> UUID | None:
+    """A query parameter that is a UUID, None when absent."""
+    value = parameter(name)
+    try:
+        return UUID(value) if value else None
+    except ValueError:
+        raise invalid(name, "is no UUID") from None
+
+
+def moment_parameter(name: str) -> datetime.datetime | None:
+    """A query parameter that is an RFC 3339 time with an offset, None when absent."""
+    value = parameter(name)
+    try:
+        # A `+` of an offset that was not percent-encoded arrives as a space.
+        return moment(value.replace(" ", "+")) if value else None
+    except (ValueError, msgspec.ValidationError):
+        raise invalid(name, "is no RFC 3339 time with an offset, like 2026-01-31T12:00:00Z") from None
+
+
+def integer_parameter(name: str, default: int, low: int, high: int) -> int:
+    """A query parameter that is a whole number within bounds."""
+    value = parameter(name)
+    if value is None:
+        return default
+    if not value.isascii() or not value.isdigit() or len(value) > 9 or not low <= int(value) <= high:
+        raise invalid(name, f"must be a whole number from {low} to {high}")
+    return int(value)
+
+
+# --- pages ------------------------------------------------------------------------------------------------
+
+
+def after(filters: dict[str, Any]) -> tuple[str, str] | None:
+    """Where the last page ended, from `cursor`; Problem `invalid-request` when it is not of these filters."""
+    text = parameter("cursor")
+    if text is None:
+        return None
+    try:
+        packed = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        time_text, id_text, bound_to = msgspec.json.decode(packed, type=tuple[str, str, str])
+        moment(time_text)
+        UUID(id_text)
+    except (ValueError, binascii.Error, msgspec.DecodeError, UnicodeEncodeError):
+        raise invalid("cursor", "is not one that this API gave") from None
+    if bound_to != _fingerprint(filters):
+        raise invalid("cursor", "belongs to other filters")
+    return time_text, id_text
+
+
+def next_cursor(time_text: str, id_value: UUID, filters: dict[str, Any]) -> str:
+    """The opaque cursor of the page after this item, bound to the filters."""
+    packed = msgspec.json.encode((time_text, id_value, _fingerprint(filters)))
+    return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
+
+
+def _fingerprint(filters: dict[str, Any]) -> str:
+    text = msgspec.json.encode({name: value for name, value in sorted(filters.items()) if value is not None})
+    return f"{binascii.crc32(text):08x}"
+
+
+# --- answering --------------------------------------------------------------------------------------------
+
+
+def answer(value: object, status: int = 200) -> flask.Response:
+    """A JSON answer."""
+    return flask.Response(msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def created(value: object, location: str) -> flask.Response:
+    """201 with Location; never stored by a cache, since it may hold a secret."""
+    made = answer(value, 201)
+    made.headers["Location"] = location
+    made.headers["Cache-Control"] = "no-store"
+    return made
+
+
+def no_content() -> flask.Response:
+    """204."""
+    return flask.Response(status=204)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    text = str(error)
+    return keys.redact(text[0].lower() + text[1:].replace("`", "'"))  # it may quote what was sent
+
+
+def _unstorable(value: Any, depth: int = 0) -> str | None:
+    """Why PostgreSQL or a reader could not take this value; None when it can be stored."""
+    if depth > _MAX_METADATA_DEPTH:
+        return f"is nested more than {_MAX_METADATA_DEPTH} deep"
+    if isinstance(value, str):
+        return "holds a NUL character" if "\x00" in value else None
+    if isinstance(value, datetime.datetime):
+        return None if value.tzinfo else "needs an offset, like 2026-01-31T12:00:00Z"
+    if isinstance(value, dict):
+        if depth == 0 and len(msgspec.json.encode(value)) > _MAX_METADATA_BYTES:
+            return f"is larger than {_MAX_METADATA_BYTES // 1024} KiB"
+        inner: Iterable[Any] = [*value.keys(), *value.values()]
+    elif isinstance(value, list):
+        inner = value
+    else:
+        return None
+    return next((reason for item in inner if (reason := _unstorable(item, depth + 1))), None)

@@ -1,0 +1,139 @@
+"""POST /auth: may this one publish, read, call the Control API?
+
+MediaMTX asks one question at a time per server and waits for the answer with the loop that serves every path
+(mediamtx.md 2), so: no work that is not needed, one database round trip for a publish, none for the rest.
+"""
+
+import logging
+from functools import partial
+from typing import Annotated, NoReturn
+
+import flask
+import msgspec
+
+from streamorch import keys, paths, signing
+from streamorch.blueprints import node, raw_body, require_media_server, service
+from streamorch.problems import FieldError, Problem
+from streamorch.repositories import streams
+from streamorch.settings import Settings
+
+bp = flask.Blueprint("auth", __name__)
+log = logging.getLogger(__name__)
+
+_IN_USE = ("stream-key-in-use", "path-in-use")
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What MediaMTX sends, v1.9 to v1.20 (mediamtx.md 1.2); what it adds later is ignored."""
+
+    action: str
+    user: str = ""
+    password: str = ""
+    token: str = ""
+    ip: str = ""
+    path: str = ""
+    protocol: str = ""
+    id: Annotated[str, msgspec.Meta(max_length=255)] | None = None
+    query: str = ""
+    userAgent: str = ""  # the name on the wire
+
+
+_decode = msgspec.json.Decoder(Question).decode
+
+
+@bp.post("/auth")
+def ask() -> flask.Response:
+    """200, empty, to let it; 401, 400 or 503 as a problem not to. Any body MediaMTX gets goes into its log."""
+    require_media_server()
+    from_node = node()
+    try:
+        question = _decode(raw_body())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem("invalid-request", errors=[FieldError("body", keys.redact(str(error)))]) from None
+    settings = service().settings
+    if question.action == "publish":
+        _publish(question, from_node, settings)
+    elif question.action in ("read", "playback"):
+        _read(question, settings)
+    else:
+        _operate(question, settings)
+    return flask.Response(status=200)
+
+
+def _publish(question: Question, from_node: str, settings: Settings) -> None:
+    """Claim the path for the key; only check the key when there is no connection yet (page, OPTIONS)."""
+    if keys.has_form(question.path):
+        _refuse(question, "path-not-allowed", paths.KEY_IN_PATH)
+    key = keys.presented(question.password, question.token, question.query)
+    if key is None:
+        # The first try of every RTSP publisher and browser (mediamtx.md 1.5): routine, not an attack.
+        log.debug("publish without a key", extra=_facts(question))
+        raise Problem("unauthorized", "no stream key was given")
+    if refusal := paths.refusal(question.path):
+        _refuse(question, "path-not-allowed", refusal)
+    if question.id:
+        work = partial(
+            streams.claim,
+            key_hash=keys.digest(key),
+            node=from_node,
+            path=question.path,
+            connection_id=question.id,
+            protocol=question.protocol,
+            remote_address=question.ip[:255],
+            user_agent=question.userAgent.replace("\x00", "")[:512],
+            lease_seconds=settings.lease_seconds,
+        )
+    else:
+        work = partial(streams.check, key_hash=keys.digest(key), node=from_node, path=question.path)
+    claim = service().database.run(work)
+    if not claim.is_granted:
+        _refuse(question, claim.outcome, stream_key_id=claim.stream_key_id, rival_id=claim.rival_id)
+    log.info(
+        "publish granted",
+        extra=_facts(question)
+        | {"outcome": claim.outcome, "stream_key_id": claim.stream_key_id, "stream_id": claim.stream_id},
+    )
+
+
+def _refuse(question: Question, slug: str, detail: str = "", **facts: object) -> NoReturn:
+    log.info("publish refused", extra=_facts(question) | {"outcome": slug} | facts)
+    raise Problem(slug, detail, status=401 if slug in _IN_USE else None)
+
+
+def _read(question: Question, settings: Settings) -> None:
+    """READ_POLICY, from memory: MediaMTX up to v1.17 asks for every HLS segment."""
+    if settings.read_policy == "public":
+        return
+    if settings.read_policy == "secret" and settings.read_secret is not None:
+        given = keys.presented(question.password, question.token, question.query) or question.query
+        if signing.matches(given, (settings.read_secret,)):
+            return
+    log.debug("read refused", extra=_facts(question))
+    raise Problem(
+        "unauthorized",
+        "reading needs the read secret" if settings.read_policy == "secret" else "reading is switched off",
+    )
+
+
+def _operate(question: Question, settings: Settings) -> None:
+    """api, metrics, pprof: our own credential, since our Control API calls come back here (v1.20.1), or a scraper's."""
+    if question.action in ("api", "metrics", "pprof"):
+        is_own = question.user == settings.mediamtx_api_user
+        if signing.matches(question.password, settings.mediamtx_api_passwords) and is_own:
+            return
+        is_scrape = question.action != "api" and settings.metrics_secret is not None
+        if is_scrape and signing.matches(question.password or question.token, (settings.metrics_secret or "",)):
+            return
+    log.debug("operation refused", extra=_facts(question))
+    raise Problem("unauthorized", "this action needs a credential of its own")
+
+
+def _facts(question: Question) -> dict[str, object]:
+    """What a log line tells of a question: never the credentials or the query."""
+    return {
+        "action": question.action[:32],
+        "path": keys.redact(question.path)[:255],
+        "protocol": question.protocol[:32],
+        "connection_id": question.id,
+        "remote_address": question.ip[:255],
+    }

@@ -1,0 +1,210 @@
+"""Every error of the HTTP API: one table as data, and the handlers that answer with it (RFC 9457)."""
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flask
+import msgspec
+import psycopg
+from werkzeug.exceptions import HTTPException
+
+from streamorch import keys
+
+log = logging.getLogger(__name__)
+
+
+class Kind(NamedTuple):
+    """One row of the table: what happened, and what the caller may do about it."""
+
+    status: int
+    title: str
+    meaning: str
+    mend: str
+
+
+TABLE: dict[str, Kind] = {
+    "invalid-request": Kind(
+        400,
+        "Invalid request",
+        "The id, body or a parameter is malformed; `errors` names each field.",
+        "Correct what `errors` names.",
+    ),
+    "unauthorized": Kind(
+        401, "Unauthorized", "No credential was given, or one that is not right.", "Send the right credential."
+    ),
+    "invalid-stream-key": Kind(401, "Invalid stream key", "No such key.", "Ask the operator for a key."),
+    "stream-key-revoked": Kind(401, "Stream key revoked", "The key was taken back.", "Ask the operator for a new key."),
+    "stream-key-expired": Kind(
+        401, "Stream key expired", "The key is past its `expires_at`.", "Ask the operator to extend it."
+    ),
+    "stream-key-disabled": Kind(
+        401, "Stream key disabled", "The key is switched off for now.", "Ask the operator to enable it."
+    ),
+    "broadcaster-disabled": Kind(
+        401,
+        "Broadcaster disabled",
+        "The broadcaster of this key is switched off for now.",
+        "Ask the operator to enable it.",
+    ),
+    "path-not-allowed": Kind(
+        401,
+        "Path not allowed",
+        "The key may not publish to this path.",
+        "Publish to the path that the key is bound to.",
+    ),
+    "stream-stopped": Kind(
+        401,
+        "Stream stopped",
+        "An operator stopped the stream; the key is on hold for a while.",
+        "Wait, or ask the operator to lift the hold.",
+    ),
+    "stream-key-in-use": Kind(
+        409,
+        "Stream key in use",
+        "A stream of this key is live or about to be (401 on `/auth`).",
+        "Stop the other encoder, or stop its stream with DELETE.",
+    ),
+    "path-in-use": Kind(
+        409, "Path in use", "Another key holds this path or is live on it (401 on `/auth`).", "Use another path."
+    ),
+    "forbidden": Kind(
+        403, "Forbidden", "The credential is right but may not do this.", "Use a credential with the needed scope."
+    ),
+    "not-found": Kind(404, "Not found", "No such resource or route.", "Check the id and the URL."),
+    "stream-not-found": Kind(
+        404,
+        "Stream not found",
+        "A hook named a connection that nobody claimed, or one whose stream has ended.",
+        "Nothing: the hook came too late.",
+    ),
+    "method-not-allowed": Kind(
+        405,
+        "Method not allowed",
+        "The route does not know this method; `Allow` lists those it knows.",
+        "Use one of them.",
+    ),
+    "conflict": Kind(
+        409,
+        "Conflict",
+        "The id is taken, or the state of the resource forbids the change.",
+        "Read the resource, then decide.",
+    ),
+    "too-large": Kind(413, "Too large", "The body is larger than 64 KiB.", "Send less."),
+    "unsupported-media-type": Kind(
+        415, "Unsupported media type", "The body is not labelled as JSON.", "Send `Content-Type: application/json`."
+    ),
+    "rate-limited": Kind(429, "Rate limited", "Too many requests.", "Wait for `Retry-After` seconds."),
+    "internal-error": Kind(
+        500,
+        "Internal error",
+        "Something unforeseen; it is in the log under the request id.",
+        "Report the `X-Request-ID`.",
+    ),
+    "media-server-unavailable": Kind(
+        502, "Media server unavailable", "MediaMTX did not answer on its Control API.", "Try again."
+    ),
+    "database-unavailable": Kind(
+        503,
+        "Database unavailable",
+        "PostgreSQL did not answer in time; nothing was changed.",
+        "Try again after `Retry-After` seconds.",
+    ),
+}
+
+RETRY_AFTER_SECONDS = 1
+
+_SLUG_OF_STATUS = {
+    400: "invalid-request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not-found",
+    405: "method-not-allowed",
+    409: "conflict",
+    413: "too-large",
+    415: "unsupported-media-type",
+    429: "rate-limited",
+}
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One field of the request that is wrong, and why."""
+
+    field: str
+    reason: str
+
+
+class Problem(Exception):
+    """Raised by blueprints to end a request with an entry of TABLE.
+
+    `status` is given only where one slug has two (in-use: 401 on /auth). A detail never holds a secret:
+    MediaMTX writes the body of a refusal to its log.
+    """
+
+    def __init__(
+        self, slug: str, detail: str = "", *, status: int | None = None, errors: list[FieldError] | None = None
+    ):
+        super().__init__(slug)
+        self.slug = slug
+        self.detail = detail
+        self.status = status
+        self.errors = errors
+
+
+def response(problem: Problem) -> flask.Response:
+    """The answer of a problem, with the headers that its status demands."""
+    kind = TABLE[problem.slug]
+    status = problem.status or kind.status
+    body: dict[str, object] = {
+        "type": f"/errors/{problem.slug}",
+        "title": kind.title,
+        "status": status,
+        "detail": problem.detail or kind.meaning,
+        "instance": keys.redact(flask.request.path),
+    }
+    if problem.errors is not None:
+        body["errors"] = problem.errors
+    answer = flask.Response(msgspec.json.encode(body), status=status, content_type="application/problem+json")
+    if status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    elif status in (429, 503):
+        answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    answer.headers["Cache-Control"] = "no-store"
+    flask.g.problem = problem.slug
+    return answer
+
+
+def init_app(app: flask.Flask) -> None:
+    """Answer every error of the application with a problem."""
+    app.register_error_handler(Problem, response)
+    app.register_error_handler(HTTPException, _from_http)
+    app.register_error_handler(psycopg.OperationalError, _from_database)
+    app.register_error_handler(psycopg.DataError, _from_data)
+
+
+def _from_http(error: HTTPException) -> flask.typing.ResponseReturnValue:
+    """404, 405, 413 and the like from the framework, and 500 for anything unforeseen."""
+    if (error.code or 500) < 400:  # a redirect or an answer that somebody raised
+        return error.get_response()
+    slug = _SLUG_OF_STATUS.get(error.code or 500)
+    if slug is None and (error.code or 500) < 500:
+        slug = "invalid-request"
+    answer = response(Problem(slug or "internal-error", errors=[] if slug == "invalid-request" else None))
+    for name in ("Allow", "Retry-After"):
+        for value in (v for n, v in error.get_headers(flask.request.environ) if n == name):
+            answer.headers[name] = value
+    return answer
+
+
+def _from_database(error: psycopg.OperationalError) -> flask.Response:
+    """The database is away, too slow, or a lock was not to be had: 503, never a 2xx for work not done."""
+    # An outage (no SQLSTATE, 57P01 and the like) is told once by the pool, not once for each caller.
+    if error.sqlstate and not error.sqlstate.startswith(("57P", "08")):
+        log.warning("the database refused", extra={"sqlstate": error.sqlstate, "reason": error.diag.message_primary})
+    return response(Problem("database-unavailable"))
+
+
+def _from_data(error: psycopg.DataError) -> flask.Response:
+    """A value that JSON can say and PostgreSQL cannot store (a number of a million digits)."""
+    return response(Problem("invalid-request", "a value is outside what can be stored", errors=[]))
