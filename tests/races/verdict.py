@@ -1,0 +1,63 @@
+"""A race from the first preparation to the verdict."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from tests.races.broken import break_function
+from tests.races.crew import Crew
+from tests.races.kinds import KINDS
+from tests.races.rounds import complaints, prepare, read
+
+
+@dataclass
+class Verdict:
+    """What came of all rounds of one kind; complaints has one line for each round that is wrong."""
+
+    kind: str
+    rounds: int
+    seconds: float
+    winners: Counter[int] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    errors: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+def hold(
+    crew: Crew, kind_name: str, database_url: str, rounds: int, *, durable: bool = True, broken: str | None = None
+) -> Verdict:
+    """Hold the race in an empty database with the current schema, and judge it. `broken` names one of BREAKS.
+
+    Locks are held until the commit is on the disk, which is when most rivals meet: a broken lock shows in most rounds.
+    Not `durable`, it shows in one of five, but no disk is slow enough for a lock_timeout.
+    """
+    kind = KINDS[kind_name]
+    began = time.monotonic()
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        if broken:
+            break_function(conn, broken)
+        _set_up(conn, durable)
+        prepare(conn, kind, rounds)
+        told = crew.race(kind_name, database_url, rounds)
+        verdict = Verdict(kind_name, rounds, time.monotonic() - began)
+        for of in read(conn, kind, told):
+            verdict.winners[of.count(kind.prize)] += 1
+            for role, _, outcome in of.told:
+                if outcome in role.outcomes:
+                    verdict.outcomes[outcome] += 1
+                else:
+                    verdict.errors += 1
+            if wrong := list(complaints(kind, of)):
+                verdict.complaints.append(f"{'; '.join(wrong)}: {of}")
+    return verdict
+
+
+def _set_up(conn: psycopg.Connection[TupleRow], durable: bool) -> None:
+    """For the connections to come: a deadlock is found, and named, before lock_timeout (300 ms) does away with it."""
+    database = sql.Identifier(conn.info.dbname)
+    for setting in ("deadlock_timeout = '50ms'", f"synchronous_commit = {'on' if durable else 'off'}"):
+        conn.execute(sql.SQL("ALTER DATABASE {} SET {}").format(database, sql.SQL(setting)))

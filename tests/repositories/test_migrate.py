@@ -1,0 +1,200 @@
+"""Migrations: once each, in order, and never on a database that is not ours."""
+
+import multiprocessing
+import re
+import shutil
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from streamorch.repositories import migrate
+
+pytestmark = pytest.mark.own_database
+
+pytestmark = pytest.mark.own_database
+
+NAMES = [migration.name for migration in migrate.available()]
+LEDGER = "SELECT name, checksum, applied_at FROM streamorch_migrations ORDER BY name"
+SCHEMA = """
+    SELECT c.relkind::text AS kind, c.relname AS name, a.attname AS part, format_type(a.atttypid, a.atttypmod) AS type
+    FROM pg_class AS c
+    LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
+    WHERE c.relnamespace = 'public'::regnamespace
+    UNION ALL
+    SELECT 'function', p.oid::regprocedure::text, NULL, NULL
+    FROM pg_proc AS p
+    WHERE p.pronamespace = 'public'::regnamespace
+    ORDER BY 1, 2, 3, 4
+"""
+
+
+@pytest.fixture
+def empty_url(database_url, postgresql):
+    """The URL of a database without any table."""
+    postgresql.autocommit = True
+    postgresql.execute("DROP SCHEMA public CASCADE")
+    postgresql.execute("CREATE SCHEMA public")
+    return database_url
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A copy of sql/ that the migrations are taken from."""
+    copy = tmp_path / "sql"
+    shutil.copytree(migrate._FOLDER, copy)
+    monkeypatch.setattr(migrate, "_FOLDER", copy)
+    return copy
+
+
+def read(url, query):
+    with psycopg.connect(url, row_factory=dict_row) as conn:
+        return conn.execute(query).fetchall()
+
+
+def run(url, statement):
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(statement)
+
+
+def test_names_are_numbered_in_order():
+    assert sorted(NAMES) == NAMES
+    assert [name[:4] for name in NAMES] == [f"{number:04}" for number in range(1, len(NAMES) + 1)]
+    assert all(re.fullmatch(r"\d{4}_[a-z_]+", name) for name in NAMES)
+    assert len({migration.checksum for migration in migrate.available()}) == len(NAMES)
+
+
+def test_an_empty_database_gets_all_of_them(empty_url, conn):
+    assert migrate.apply(empty_url) == NAMES
+    ledger = read(empty_url, LEDGER)
+    assert [row["name"] for row in ledger] == NAMES
+    assert [row["checksum"] for row in ledger] == [migration.checksum for migration in migrate.available()]
+    assert all(row["applied_at"] for row in ledger)
+    migrate.check(empty_url)
+    assert migrate.is_current(conn)
+
+
+def test_twice_is_once(database_url):
+    before = read(database_url, LEDGER), read(database_url, SCHEMA), read(database_url, "SELECT * FROM live_list")
+    assert migrate.apply(database_url) == []
+    assert (
+        read(database_url, LEDGER),
+        read(database_url, SCHEMA),
+        read(database_url, "SELECT * FROM live_list"),
+    ) == before
+
+
+def _apply(url, barrier, results):
+    barrier.wait()
+    results.put(migrate.apply(url))
+
+
+def test_two_at_once_apply_once(empty_url):
+    spawn = multiprocessing.get_context("spawn")
+    barrier, results = spawn.Barrier(2), spawn.Queue()
+    processes = [spawn.Process(target=_apply, args=(empty_url, barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    applied = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+        process.close()
+    results.close()
+    results.join_thread()
+    assert sorted(applied) == [[], NAMES]
+    assert len(read(empty_url, LEDGER)) == len(NAMES)
+
+
+def test_a_new_file_is_applied_alone(folder, database_url):
+    name = f"{len(NAMES) + 1:04}_more"
+    (folder / f"{name}.sql").write_text("CREATE TABLE more (id uuid)")
+    with pytest.raises(migrate.SchemaError, match=f"{name} not applied yet"):
+        migrate.check(database_url)
+    assert migrate.apply(database_url) == [name]
+    migrate.check(database_url)
+
+
+def test_files_of_other_names_are_no_migrations(folder):
+    (folder / "README.md").write_text("x")
+    (folder / "schema.sql").write_text("x")
+    (folder / "12_short.sql").write_text("x")
+    assert [migration.name for migration in migrate.available()] == NAMES
+
+
+def test_a_file_that_fails_leaves_nothing_of_itself(folder, database_url):
+    (folder / "0003_good.sql").write_text("CREATE TABLE good (id uuid)")
+    (folder / "0004_bad.sql").write_text("CREATE TABLE bad (id uuid); SELECT 1/0")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate.apply(database_url)
+    assert [row["name"] for row in read(database_url, LEDGER)] == [*NAMES, "0003_good"]
+    assert not read(database_url, "SELECT 1 FROM pg_class WHERE relname = 'bad'")
+
+
+def test_the_checksum_of_an_edited_file_is_refused(folder, database_url):
+    before = read(database_url, LEDGER), read(database_url, SCHEMA)
+    with (folder / f"{NAMES[0]}.sql").open("a") as file:
+        file.write("-- a word more\n")
+    for refused in (migrate.apply, migrate.check):
+        with pytest.raises(migrate.SchemaError, match=f"{NAMES[0]} was edited"):
+            refused(database_url)
+    assert (read(database_url, LEDGER), read(database_url, SCHEMA)) == before
+
+
+def test_a_schema_newer_than_this_release_is_refused(database_url, conn):
+    run(database_url, "INSERT INTO streamorch_migrations (name, checksum) VALUES ('9999_future', 'x')")
+    before = read(database_url, LEDGER)
+    for refused in (migrate.apply, migrate.check):
+        with pytest.raises(migrate.SchemaError, match="newer than this release: it has 9999_future"):
+            refused(database_url)
+    assert read(database_url, LEDGER) == before
+    assert migrate.is_current(conn)  # while a newer release takes over, the older goes on
+
+
+def test_an_old_schema_is_told_with_the_command_that_mends_it(empty_url):
+    with pytest.raises(migrate.SchemaError, match="run: streamorch migrate"):
+        migrate.check(empty_url)
+    assert read(empty_url, SCHEMA) == []
+
+
+GO = """
+    CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty boolean NOT NULL);
+    CREATE TABLE broadcasters (id uuid PRIMARY KEY, display_name text);
+    CREATE TABLE stream_keys (id uuid PRIMARY KEY, key_value text);
+    CREATE TABLE streams (id uuid PRIMARY KEY);
+"""
+
+
+def test_the_tables_of_the_go_service_are_refused_untouched(empty_url):
+    run(empty_url, GO)
+    before = read(empty_url, SCHEMA)
+    for refused in (migrate.apply, migrate.check):
+        with pytest.raises(migrate.SchemaError, match=r"left untouched.*streamorch import-rescuestream") as caught:
+            refused(empty_url)
+        assert "\n" not in str(caught.value)
+    assert read(empty_url, SCHEMA) == before
+
+
+@pytest.mark.parametrize("table", ["schema_migrations", "broadcasters", "stream_keys", "streams"])
+def test_the_tables_of_another_program_are_refused_untouched(table, empty_url):
+    with psycopg.connect(empty_url, autocommit=True) as conn:
+        conn.execute(psycopg.sql.SQL("CREATE TABLE {} (id integer)").format(psycopg.sql.Identifier(table)))
+    before = read(empty_url, SCHEMA)
+    with pytest.raises(migrate.SchemaError, match=rf"tables of another program \({table}\).*empty database"):
+        migrate.apply(empty_url)
+    assert read(empty_url, SCHEMA) == before
+
+
+def test_tables_of_no_matter_are_left_beside_ours(empty_url):
+    run(empty_url, "CREATE TABLE notes (id integer)")
+    assert migrate.apply(empty_url) == NAMES
+
+
+def test_a_database_that_is_away_is_an_operational_error(tmp_path):
+    with pytest.raises(psycopg.OperationalError):
+        migrate.apply(f"postgresql:///none?host={tmp_path}")
+
+
+def test_all_functions_are_of_a_version(conn):
+    names = conn.execute("SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace").fetchall()
+    assert names
+    assert [name for (name,) in names if not re.fullmatch(r"[a-z0-9_]+_v\d+", name)] == []

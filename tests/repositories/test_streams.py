@@ -1,0 +1,288 @@
+"""The last line of defence of streams: constraints and partial unique indexes; and what no route reaches."""
+
+import uuid
+
+import psycopg
+import pytest
+
+from streamorch import keys
+from streamorch.repositories import streams
+from tests.blueprints import NOW, PAST, only, rows
+
+COLUMNS = (
+    "id",
+    "stream_key_id",
+    "node",
+    "path",
+    "protocol",
+    "auth_id",
+    "source_id",
+    "claimed_at",
+    "lease_expires_at",
+    "started_at",
+    "ended_at",
+    "end_reason",
+    "replaces",
+    "replaced_by",
+    "metadata",
+    "recording_ref",
+)
+INSERT = psycopg.sql.SQL("INSERT INTO streams ({}) VALUES ({})").format(
+    psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, COLUMNS)),
+    psycopg.sql.SQL(", ").join(map(psycopg.sql.Placeholder, COLUMNS)),
+)
+PENDING = {"started_at": None, "ended_at": None, "end_reason": None}
+ACTIVE = {"started_at": PAST, "ended_at": None, "end_reason": None}
+ENDED = {"started_at": PAST, "ended_at": NOW, "end_reason": "disconnected"}
+ONE = uuid.uuid4()
+
+
+@pytest.fixture
+def insert(conn, make_key):
+    """Insert a stream that is right, but for the columns given."""
+    owner = make_key()
+
+    def do(key=owner, **columns):
+        row = dict.fromkeys(COLUMNS) | {
+            "id": uuid.uuid4(),
+            "stream_key_id": key.id,
+            "node": "default",
+            "path": "live/cam7",
+            "protocol": "rtmp",
+            "auth_id": "c1",
+            "claimed_at": PAST,
+            "lease_expires_at": PAST,
+            "metadata": "{}",
+            **ENDED,
+        }
+        conn.execute(INSERT, row | columns)
+        return (row | columns)["id"]
+
+    return do
+
+
+REASONS = (None, *streams.END_REASONS)
+
+
+@pytest.mark.parametrize("state", [PENDING, ACTIVE, ENDED])
+def test_each_state_can_be_stored(state, insert, conn):
+    insert(**state)
+    assert len(rows(conn, "SELECT id FROM streams")) == 1
+
+
+def test_each_end_reason_can_be_stored_where_the_table_of_states_has_it(insert):
+    of_pending = {"never_started", "revoked", "expired", "disabled", "stopped"}
+    for reason in streams.END_REASONS:
+        started = [None] * (reason in of_pending) + [PAST] * (reason != "never_started")
+        for started_at in started:
+            insert(started_at=started_at, end_reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("columns", "constraint"),
+    [
+        ({"ended_at": NOW, "end_reason": None}, "streams_end_has_reason"),
+        ({"ended_at": None, "end_reason": "stopped"}, "streams_end_has_reason"),
+        ({"end_reason": "bored"}, "streams_end_reason_known"),
+        ({"end_reason": "never_started"}, "streams_never_started_is_unstarted"),
+        ({"started_at": None, "end_reason": "disconnected"}, "streams_live_end_was_started"),
+        ({"started_at": None, "end_reason": "superseded"}, "streams_live_end_was_started"),
+        ({"started_at": None, "end_reason": "server_restarted"}, "streams_live_end_was_started"),
+        ({"started_at": None, "end_reason": "server_lost"}, "streams_live_end_was_started"),
+        ({"id": ONE, "replaces": ONE}, "streams_replaces_another"),
+        ({"id": ONE, "replaced_by": ONE}, "streams_replaces_another"),
+        ({"auth_id": ""}, "streams_connection_length"),
+        ({"auth_id": "x" * 256}, "streams_connection_length"),
+        ({"source_id": ""}, "streams_connection_length"),
+        ({"source_id": "x" * 256}, "streams_connection_length"),
+        ({"recording_ref": "x" * 513}, "streams_recording_ref_length"),
+        ({"metadata": "[]"}, "streams_metadata_is_object"),
+        ({"metadata": "null"}, "streams_metadata_is_object"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(columns, constraint, insert):
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        insert(**columns)
+    assert caught.value.diag.constraint_name == constraint
+
+
+@pytest.mark.parametrize(
+    ("columns", "constraint"),
+    [
+        ({"stream_key_id": ONE}, "streams_stream_key"),
+        ({"replaces": ONE}, "streams_replaces"),
+        ({"replaced_by": ONE}, "streams_replaced_by"),
+    ],
+)
+def test_a_stream_refers_to_what_exists(columns, constraint, insert):
+    with pytest.raises(psycopg.errors.ForeignKeyViolation) as caught:
+        insert(**columns)
+    assert caught.value.diag.constraint_name == constraint
+
+
+@pytest.mark.parametrize("state", [PENDING, ACTIVE])
+def test_a_key_has_one_pending_and_one_active_stream(state, insert):
+    insert(**PENDING)
+    insert(**ACTIVE)
+    with pytest.raises(psycopg.errors.UniqueViolation) as caught:
+        insert(**state, path="live/other", node="other")
+    assert caught.value.diag.constraint_name == "streams_one_pending_one_active_per_key"
+    insert()
+    insert()
+
+
+@pytest.mark.parametrize("state", [PENDING, ACTIVE])
+def test_a_path_of_a_node_has_one_pending_and_one_active_stream(state, insert, make_key):
+    insert(**PENDING)
+    insert(**ACTIVE)
+    with pytest.raises(psycopg.errors.UniqueViolation) as caught:
+        insert(make_key(), **state)
+    assert caught.value.diag.constraint_name == "streams_one_pending_one_active_per_path"
+    insert(make_key(), **state, node="other")
+    insert(make_key(), **state, path="live/other")
+
+
+def test_the_live_list_has_one_version(conn):
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        conn.execute("INSERT INTO live_list (version, changed_at, epoch) VALUES (1, now(), '')")
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        conn.execute("INSERT INTO live_list (only_row, version, changed_at, epoch) VALUES (false, 1, now(), '')")
+    assert caught.value.diag.constraint_name == "live_list_has_one_row"
+
+
+@pytest.mark.own_database
+@pytest.mark.own_database
+def test_each_database_has_an_epoch_of_its_own(conn):
+    epoch = only(conn, "SELECT epoch FROM live_list")["epoch"]
+    assert len(epoch) == 8
+    assert streams.version(conn).startswith(f"{epoch}-1-")
+
+
+# --- functions ---
+
+
+def claim(conn, key, path="live/cam7", connection_id="c1"):
+    return streams.claim(
+        conn,
+        key_hash=keys.digest(key.value),
+        node="default",
+        path=path,
+        connection_id=connection_id,
+        protocol="rtmp",
+        remote_address="",
+        user_agent="",
+        lease_seconds=20,
+    )
+
+
+def test_a_claim_tells_whose_it_is_and_who_stands_in_its_way(conn, make_key):
+    key, other = make_key(), make_key()
+    first = claim(conn, key)
+    assert (first.outcome, first.stream_key_id, first.rival_id, first.is_granted) == ("claimed", key.id, None, True)
+    again = claim(conn, key)
+    assert (again.outcome, again.stream_id, again.is_granted) == ("replay", first.stream_id, True)
+    own = claim(conn, key, connection_id="c2")
+    assert (own.outcome, own.rival_id, own.stream_id) == ("stream-key-in-use", first.stream_id, None)
+    foreign = claim(conn, other)
+    assert (foreign.outcome, foreign.rival_id, foreign.is_granted) == ("path-in-use", first.stream_id, False)
+    checked = streams.check(conn, key_hash=keys.digest(key.value), node="default", path="live/cam7")
+    assert (checked.outcome, checked.stream_key_id, checked.is_granted) == ("valid", key.id, True)
+    unknown = streams.check(conn, key_hash=keys.digest("x"), node="default", path="live/cam7")
+    assert unknown == streams.Claim("invalid-stream-key", None)
+
+
+JUDGED = "SELECT outcome FROM claim_v1(%s, 'default', 'live/cam7', 'c2', 'rtmp', '', '', 20, %s)"
+
+
+@pytest.mark.parametrize("takeover", ["stalled", "never"])
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_rival_of_the_own_key_that_was_judged_gone_gives_way(takeover, is_live, conn, make_key):
+    conn.execute("INSERT INTO nodes (node, api_seen_at) VALUES ('default', clock_timestamp())")
+    key = make_key(takeover=takeover)
+    old = claim(conn, key).stream_id
+    if is_live:
+        streams.start(conn, node="default", path="live/cam7", source_type="rtmpConn", source_id="c1")
+    assert only(conn, JUDGED, keys.digest(key.value), old)["outcome"] == "claimed"
+    stream = only(conn, "SELECT end_reason, replaces FROM streams WHERE auth_id = 'c2'")
+    ended = only(conn, "SELECT end_reason FROM streams WHERE id = %s", old)["end_reason"]
+    if is_live:
+        assert (stream["replaces"], ended) == (old, None)
+    else:
+        assert (stream["replaces"], ended) == (None, "never_started")
+
+
+def test_a_rival_of_another_key_never_gives_way_to_a_judgement(conn, make_key):
+    old = claim(conn, make_key()).stream_id
+    assert only(conn, JUDGED, keys.digest(make_key().value), old)["outcome"] == "path-in-use"
+
+
+def test_a_refusal_and_a_replay_take_no_lock_and_write_nothing(conn, make_key, database_url):
+    key, revoked = make_key(), make_key(revoked_at=PAST)
+    claim(conn, key)
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT 1 FROM stream_keys FOR UPDATE")
+        before = only(conn, "SELECT pg_current_wal_insert_lsn() AS lsn")
+        assert claim(conn, key).outcome == "replay"
+        assert claim(conn, key, connection_id="c2").outcome == "stream-key-in-use"
+        assert claim(conn, revoked).outcome == "stream-key-revoked"
+        assert only(conn, "SELECT pg_current_wal_insert_lsn() AS lsn") == before
+
+
+def test_a_claim_waits_for_a_lock_no_longer_than_its_caller_can(conn, make_key, database_url):
+    key, free = make_key(), make_key()
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT 1 FROM stream_keys WHERE id = %s FOR UPDATE", [key.id])
+        other.execute("SELECT lock_path_v1('live/taken')")
+        for locked in ((key, "live/free"), (free, "live/taken")):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                claim(conn, *locked)
+        assert claim(conn, free, "live/free").outcome == "claimed"
+    assert claim(conn, key, "live/taken").outcome == "claimed"
+
+
+def test_stop_tells_what_it_found(conn, make_key):
+    stream_id = claim(conn, make_key()).stream_id
+    assert streams.stop(conn, stream_id, hold_seconds=30) == "stopped"
+    assert streams.stop(conn, stream_id, hold_seconds=30) == "already"
+    assert streams.stop(conn, uuid.uuid4(), hold_seconds=30) == "not-found"
+
+
+def test_outcomes_of_hooks_are_told(conn, make_key):
+    hook = {"node": "default", "path": "live/cam7", "source_type": "rtmpConn", "source_id": "c1"}
+    assert streams.start(conn, **hook) == ("not-found", None)
+    stream_id = claim(conn, make_key()).stream_id
+    assert streams.start(conn, **hook) == ("active", stream_id)
+    assert streams.start(conn, **hook) == ("replay", stream_id)
+    assert streams.end_on_path(conn, node="default", path="live/cam7", grace_seconds=5) == ("late", None)
+    assert streams.end_on_path(conn, node="default", path="live/cam7", grace_seconds=0) == ("ended", stream_id)
+    assert streams.end(conn, **hook) == ("late", stream_id)
+    assert streams.end(conn, **hook | {"source_id": "c2"}) == ("unknown", None)
+    assert streams.end(conn, **hook | {"node": "other"}) == ("unknown", None)
+
+
+def test_hooks_of_another_node_do_not_touch_a_stream(conn, make_key):
+    stream_id = claim(conn, make_key()).stream_id
+    hook = {"path": "live/cam7", "source_type": "rtmpConn", "source_id": "c1"}
+    assert streams.start(conn, node="other", **hook) == ("not-found", None)
+    assert streams.start(conn, node="default", **hook) == ("active", stream_id)
+    assert streams.end(conn, node="other", **hook) == ("unknown", None)
+    assert streams.end_on_path(conn, node="other", path="live/cam7", grace_seconds=0) == ("late", None)
+    assert only(conn, "SELECT ended_at FROM streams")["ended_at"] is None
+
+
+def test_live_tells_version_and_list_of_one_moment(conn, make_key):
+    assert streams.live(conn).streams == []
+    stream_id = claim(conn, make_key()).stream_id
+    before = streams.version(conn)
+    streams.start(conn, node="default", path="live/cam7", source_type="rtmpConn", source_id="c1")
+    live = streams.live(conn)
+    assert live.version == streams.version(conn) != before
+    assert [stream.id for stream in live.streams] == [stream_id]
+    assert live.streams[0] == streams.live_filtered(conn, {"path": "live/cam7"})[0] == streams.get(conn, stream_id)
+
+
+def test_update_tells_what_it_found(conn, make_key):
+    stream_id = claim(conn, make_key()).stream_id
+    assert streams.update(conn, stream_id, {"recording_ref": "x"}) == "updated"
+    assert streams.update(conn, uuid.uuid4(), {}) == "not-found"
+    assert streams.get(conn, uuid.uuid4()) is None

@@ -1,0 +1,39 @@
+"""The races of `python -m tests.races` in short, and that they notice when a lock is missing."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tests.races.broken import BREAKS, break_function
+from tests.races.crew import Crew
+from tests.races.kinds import KINDS
+from tests.races.verdict import hold
+
+ROUNDS = 200
+
+# Two locks in the wrong order meet only once in hundreds of rounds.
+RARELY_NOTICED = {"claim-without-order"}
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    with Crew(processes=2) as crew:
+        yield crew
+
+
+@pytest.mark.parametrize("kind_name", KINDS)
+def test_no_race_has_another_end_than_it_must(crew, database_url, kind_name):
+    assert hold(crew, kind_name, database_url, ROUNDS, durable=False).complaints == []
+
+
+@pytest.mark.parametrize("broken", sorted(BREAKS.keys() - RARELY_NOTICED))
+def test_a_race_notices_a_broken_function(crew, database_url, broken):
+    assert hold(crew, BREAKS[broken].kind, database_url, ROUNDS, broken=broken).complaints
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_break_that_finds_nothing_to_break_is_an_error(conn, broken):
+    break_function(conn, broken)
+    with pytest.raises(psycopg.ProgrammingError, match="not exactly one line"):
+        break_function(conn, broken)

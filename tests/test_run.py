@@ -1,0 +1,464 @@
+"""`make`, `streamorch run`, `serve` and `migrate` as an operator meets them: real processes, signals and wheels."""
+
+import ast
+import configparser
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+from psycopg import sql
+
+from streamorch.repositories import migrate
+
+TOP = Path(__file__).resolve().parent.parent
+PATIENCE = 60
+AWAY = "postgresql://team:hunter2@127.0.0.1:9/none"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Program:
+    """`python -m streamorch ...` in a session of its own, as a terminal starts it. Its lines are read as they come."""
+
+    def __init__(self, *arguments: str, cwd: Path = TOP, **environ: str):
+        ours = ("API_", "DATABASE_", "STREAMORCH_", "MEDIAMTX_", "PG")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "streamorch", *arguments],
+            cwd=cwd,
+            env=inherited | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.error_lines: list[str] = []
+        self._news: Queue[str] = Queue()
+        self._readers = [
+            threading.Thread(target=self._read, args=[self.process.stdout, self.lines]),
+            threading.Thread(target=self._read, args=[self.process.stderr, self.error_lines]),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Any, lines: list[str]) -> None:
+        with stream:
+            for line in stream:
+                lines.append(line.rstrip("\n"))
+                self._news.put(line)
+
+    def wait_for(self, text: str) -> str:
+        """The line that holds this text; a failure when the program ends without it."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for line in [*self.lines, *self.error_lines]:
+                if text in line:
+                    return line
+            if self.process.poll() is not None and self._news.empty() and not any(r.is_alive() for r in self._readers):
+                break
+            try:
+                self._news.get(timeout=0.1)
+            except Empty:
+                continue
+        return pytest.fail(f"never said {text!r}: {self.lines[-5:]} {self.error_lines[-5:]}")
+
+    def press_ctrl_c(self) -> None:
+        """What a terminal does: SIGINT to all processes in the foreground."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Signal this process alone; returns the exit code."""
+        self.process.send_signal(number)
+        return self.exit_code()
+
+    def exit_code(self) -> int:
+        code = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return code
+
+    @property
+    def complaints(self) -> list[str]:
+        """What it wrote on standard error beside its JSON log."""
+        return [line for line in self.error_lines if not line.startswith("{")]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Program]]:
+    """Start a Program; what is left of it at the end of the test is killed."""
+    started: list[Program] = []
+
+    def start_one(*arguments: str, **options: Any) -> Program:
+        started.append(Program(*arguments, **options))
+        return started[-1]
+
+    yield start_one
+    for program in started:
+        if program.process.poll() is None:
+            program.end()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A STREAMORCH_HOME in a place which PostgreSQL's own user reaches, too."""
+    folder = Path(tempfile.mkdtemp(prefix="streamorch-home-"))
+    yield folder / "home"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def bare_url(postgresql: psycopg.Connection[Any]) -> str:
+    """A database without any table."""
+    postgresql.autocommit = True
+    postgresql.execute("DROP SCHEMA public CASCADE")
+    postgresql.execute("CREATE SCHEMA public")
+    info = postgresql.info
+    return f"postgresql://{info.user}@/{info.dbname}?host={info.host}&port={info.port}"
+
+
+def is_over(home: Path) -> bool:
+    """Has the service let go of its lock, and PostgreSQL of its data?"""
+    with (home / "service.lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return not (home / "postgres" / "postmaster.pid").exists()
+
+
+def one_line(program: Program) -> str:
+    """The only complaint of a program that failed as it should."""
+    assert program.exit_code() == 1
+    assert len(program.error_lines) == 1, program.error_lines
+    return program.error_lines[0]
+
+
+def found(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    assert match, pattern
+    return match
+
+
+def shell(script: str, **environ: str) -> str:
+    return subprocess.run(
+        ["sh", "-ec", script],
+        cwd=TOP,
+        env=os.environ | environ,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    ).stdout.strip()
+
+
+@pytest.mark.slow
+class TestRun:
+    @pytest.fixture
+    def run(self, start: Callable[..., Program], home: Path) -> Callable[..., Program]:
+        return lambda **environ: start("run", **{"STREAMORCH_HOME": str(home), "API_PORT": str(free_port())} | environ)
+
+    def test_the_commands_it_shows_lead_to_a_live_stream_and_the_data_stays(self, run, home):
+        first = run()
+        url = first.wait_for("is ready").split()[-1]
+        first.wait_for("/webhook/not-ready")
+        shown = "\n".join(first.lines)
+        secret = (home / "api_secret").read_text().strip()
+        assert secret not in shown
+        assert str(home / "api_secret") in first.wait_for("The API secret is in")
+        assert (home / "api_secret").stat().st_mode & 0o777 == 0o600
+        assert "authMethod: http" in shown
+        assert f"authHTTPAddress: {url}/auth" in shown
+
+        # As printed, up to the encoder.
+        commands = shown[shown.index("  SECRET=") : shown.index("  ffmpeg")]
+        rtmp_url = shell(f'{commands}\necho "$RTMP_URL"')
+        path, key = found(r"^rtmp://localhost:1935/(\S+)\?pass=(\S+)$", rtmp_url).groups()
+        asked = {
+            "action": "publish",
+            "path": path,
+            "protocol": "rtmp",
+            "id": "c1",
+            "query": f"pass={key}",
+            "password": "",
+        }
+        assert requests.post(f"{url}/auth", json=asked, timeout=5).status_code == 200
+        hook = found(r"curl .*webhook/ready", re.sub(r"\s+", " ", shown[shown.index("runOnReady") :])).group()
+        shell(hook.replace("$MTX_PATH", path).replace("$MTX_SOURCE_TYPE", "rtmpConn").replace("$MTX_SOURCE_ID", "c1"))
+        api = {"Authorization": f"Bearer {secret}"}
+        assert [s["path"] for s in requests.get(f"{url}/streams", headers=api, timeout=5).json()["streams"]] == [path]
+
+        first.press_ctrl_c()
+        assert first.exit_code() == 0
+        assert first.complaints == []
+        assert is_over(home)
+
+        again = run()
+        url = again.wait_for("is ready").split()[-1]
+        assert requests.get(f"{url}/broadcasters", headers=api, timeout=5).json()["count"] == 1
+        assert again.end() == 0
+        assert is_over(home)
+
+    def test_what_a_killed_run_leaves_behind_is_taken_over(self, run, home):
+        killed = run()
+        killed.wait_for("is ready")
+        port = killed.wait_for("is ready").rpartition(":")[2]
+        killed.process.kill()
+        killed.process.wait()
+        again = run(API_PORT=port)
+        again.wait_for("stopping the service that an earlier run left behind")
+        again.wait_for("is ready")
+        assert killed.exit_code() == -signal.SIGKILL
+        assert again.end() == 0
+        assert is_over(home)
+
+    def test_a_second_run_from_the_same_home_is_refused(self, run, home):
+        first = run()
+        first.wait_for("is ready")
+        assert f"already runs from {home} (process {first.process.pid})" in one_line(run())
+        assert first.end() == 0
+
+    def test_postgres_is_started_again_when_it_dies(self, run, home):
+        program = run()
+        url = program.wait_for("is ready").split()[-1]
+        os.kill(int((home / "postgres" / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+        program.wait_for("PostgreSQL has stopped by itself")
+        deadline = time.monotonic() + PATIENCE
+        while requests.get(f"{url}/readyz", timeout=5).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert program.end() == 0
+        assert is_over(home)
+
+    def test_a_service_that_dies_ends_it_in_one_line(self, run, home):
+        program = run()
+        program.wait_for("is ready")
+        os.kill(int((home / "service.lock").read_text()), signal.SIGKILL)
+        assert program.exit_code() == 1
+        assert program.complaints == ["streamorch: the service has stopped by itself (SIGKILL)"]
+        assert is_over(home)
+
+    @pytest.mark.parametrize("delay", [0.8, 1.2, 1.8])
+    def test_an_impatient_ctrl_c_leaves_nothing(self, delay, run, home):
+        program = run()
+        program.wait_for("streamorch: ")
+        time.sleep(delay)
+        program.press_ctrl_c()
+        program.press_ctrl_c()
+        assert program.exit_code() == 0
+        assert program.complaints == []
+        assert is_over(home)
+        assert run().wait_for("is ready")
+
+    def test_a_home_too_deep_for_a_socket_works(self, run, home):
+        deep = home.parent / ("d" * 60) / ("e e" * 30)
+        program = run(STREAMORCH_HOME=str(deep))
+        program.wait_for("is ready")
+        folder = Path((deep / "postgres" / "postmaster.pid").read_text().splitlines()[4])
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert program.end() == 0
+        assert not folder.exists()
+
+    def test_a_database_of_ones_own_is_used(self, run, home, bare_url):
+        program = run(DATABASE_URL=bare_url, API_SECRET="one, two")
+        assert program.wait_for("  SECRET=").strip() == "SECRET=${API_SECRET%%,*}"
+        assert program.end() == 0
+        migrate.check(bare_url)
+        assert not (home / "postgres").exists()
+        assert not (home / "api_secret").exists()
+
+
+class TestFailures:
+    """Each is one line, exit code 1, and nothing is left running."""
+
+    @pytest.fixture(params=["run", "serve"])
+    def fail(self, request, start: Callable[..., Program], home: Path) -> Callable[..., str]:
+        def fail_so(**environ: str) -> str:
+            given = {"STREAMORCH_HOME": str(home), "API_SECRET": "s3cret", "API_PORT": str(free_port())}
+            return one_line(start(request.param, **given | environ))
+
+        return fail_so
+
+    def test_a_port_in_use(self, fail):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            line = fail(API_PORT=str(port), DATABASE_URL=AWAY)
+        assert line == f"streamorch: cannot listen on 127.0.0.1:{port}: the port is already in use; set API_PORT"
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("API_PORT", "http"), ("WEB_CONCURRENCY", "0"), ("READ_POLICY", "maybe"), ("API_SECRET", ",")],
+    )
+    def test_a_bad_setting_is_named(self, name, value, fail):
+        assert name in fail(**{"DATABASE_URL": AWAY, name: value})
+
+    def test_a_host_that_is_not_ours(self, fail):
+        assert "cannot listen on 192.0.2.1:" in fail(API_HOST="192.0.2.1", DATABASE_URL=AWAY)
+
+    def test_a_database_that_is_away(self, fail):
+        line = fail(DATABASE_URL=AWAY)
+        assert "the database does not answer" in line
+        assert "hunter2" not in line
+
+    @pytest.mark.parametrize("url", ["postgres://team:hunter2@h/x?y=z", "postgresqls://team:hunter2@h/x", "x=hunter2"])
+    def test_a_url_that_is_none_is_not_repeated(self, url, fail):
+        line = fail(DATABASE_URL=url)
+        assert "DATABASE_URL" in line
+        assert "hunter2" not in line
+
+    def test_a_database_of_another_program_is_left_alone(self, fail, bare_url):
+        with psycopg.connect(bare_url) as conn:
+            conn.execute("CREATE TABLE stream_keys (key_value text)")
+        assert "left untouched" in fail(DATABASE_URL=bare_url)
+        with psycopg.connect(bare_url) as conn:
+            tables = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        assert tables == [("stream_keys",)]
+
+    def test_a_newer_schema(self, fail, database_url):
+        with psycopg.connect(database_url) as conn:
+            conn.execute("INSERT INTO streamorch_migrations (name, checksum) VALUES ('9999_later', 'x')")
+        assert "newer than this release: it has 9999_later" in fail(DATABASE_URL=database_url)
+
+    def test_an_edited_migration(self, fail, database_url):
+        with psycopg.connect(database_url) as conn:
+            conn.execute("UPDATE streamorch_migrations SET checksum = 'x' WHERE name = '0001_tables'")
+        assert "0001_tables was edited" in fail(DATABASE_URL=database_url)
+
+    def test_a_database_that_may_not_be_read(self, fail, database_url):
+        role = sql.Identifier(f"stranger_{os.getpid()}")
+        with psycopg.connect(database_url) as conn:
+            conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        line = fail(DATABASE_URL=database_url.replace("postgres@", f"stranger_{os.getpid()}@"))
+        with psycopg.connect(database_url) as conn:
+            conn.execute(sql.SQL("DROP ROLE {}").format(role))
+        assert line == "streamorch: the database refuses: permission denied for table streamorch_migrations"
+
+    def test_serve_does_not_migrate(self, start, bare_url):
+        line = one_line(start("serve", DATABASE_URL=bare_url, API_SECRET="s3cret", API_PORT=str(free_port())))
+        assert line.endswith("run: streamorch migrate")
+
+    @pytest.mark.parametrize("name", ["DATABASE_URL", "API_SECRET"])
+    def test_serve_needs_what_run_brings(self, name, start):
+        given = {"DATABASE_URL": AWAY, "API_SECRET": "s3cret"}
+        del given[name]
+        assert f"{name} is not set" in one_line(start("serve", **given))
+
+
+class TestServe:
+    @pytest.fixture
+    def service(self, start: Callable[..., Program], database_url: str) -> tuple[Program, int]:
+        port = free_port()
+        program = start("serve", DATABASE_URL=database_url, API_SECRET="s3cret", API_PORT=str(port))
+        program.wait_for("Booting worker")
+        return program, port
+
+    def test_it_becomes_the_server_and_stops_in_order(self, service):
+        program, port = service
+        answer = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10)
+        assert answer.status_code == 200
+        assert f"({program.process.pid})" in program.wait_for("Listening at")
+        assert program.end() == 0
+        assert program.complaints == []
+        assert program.lines == []
+
+    def test_silent_clients_take_no_thread(self, service):
+        """More than all threads together; gunicorn alone would answer after five seconds."""
+        _, port = service
+        requests.get(f"http://127.0.0.1:{port}/livez", timeout=10)
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(12)]
+        begun = time.monotonic()
+        for _ in range(10):
+            assert requests.get(f"http://127.0.0.1:{port}/livez", timeout=10).status_code == 200
+        assert time.monotonic() - begun < 3
+        for client in silent:
+            client.close()
+
+    @pytest.mark.slow
+    def test_half_a_request_is_let_go(self, service):
+        program, port = service
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            client.sendall(b"GET /livez HT")
+            assert client.recv(100) == b""
+        assert '"level":"info"' in program.wait_for("a client was too slow")
+        assert not any("traceback" in line for line in program.error_lines)
+
+
+class TestMigrate:
+    def test_it_prints_what_it_applies_and_needs_no_api_secret(self, start, bare_url):
+        first, second = (start("migrate", DATABASE_URL=bare_url) for _ in range(2))
+        codes = first.exit_code(), second.exit_code()
+        assert codes == (0, 0)
+        names = [migration.name for migration in migrate.available()]
+        # Started at once, they took turns.
+        assert sorted([first.lines, second.lines]) == sorted([names, ["schema is current"]])
+
+    def test_a_database_that_is_away(self, start):
+        assert "the database does not answer" in one_line(start("migrate", DATABASE_URL=AWAY))
+
+
+class TestPackage:
+    def test_make_alone_lists_every_target(self):
+        listed = subprocess.run(["make"], cwd=TOP, check=True, capture_output=True, text=True).stdout
+        targets = found(r"(?m)^\.PHONY: help (.*)$", (TOP / "Makefile").read_text()).group(1).split()
+        assert re.findall(r"^  make (\w+) +\S", listed, re.MULTILINE) == targets
+
+    def test_every_dependency_is_pinned(self):
+        config = configparser.ConfigParser()
+        config.read(TOP / "setup.cfg")
+        wanted = config["options"]["install_requires"] + "".join(config["options.extras_require"].values())
+        lines = [line for line in wanted.splitlines() if line and not line.startswith("#")]
+        pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (TOP / "constraints.txt").read_text(), re.MULTILINE))
+        assert {re.split(r"[\[ ]", line)[0] for line in lines} <= set(pins)
+        assert pins["psycopg"] == pins["psycopg-c"] == pins["psycopg-binary"]
+
+    def test_an_old_python_can_read_that_it_is_too_old(self):
+        ast.parse((TOP / ".ci" / "install").read_text(), feature_version=(3, 6))
+
+    @pytest.mark.slow
+    def test_a_wheel_holds_all_that_the_service_needs(self, tmp_path, start, bare_url):
+        source, wheels, site = (tmp_path / name for name in ("source", "wheels", "site"))
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv", ".streamorch", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+        )
+        shutil.copytree(TOP, source, ignore=ignored)
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+        subprocess.run([*pip, "wheel", *offline, "--wheel-dir", wheels, source], check=True)
+        subprocess.run([*pip, "install", *offline, "--target", site, *wheels.glob("*.whl")], check=True)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        port = str(free_port())
+        environ = {"PYTHONPATH": str(site), "DATABASE_URL": bare_url, "API_SECRET": "s3cret", "API_PORT": port}
+
+        migrated = start("migrate", cwd=elsewhere, **environ)
+        assert migrated.exit_code() == 0
+        assert migrated.lines == [migration.name for migration in migrate.available()]
+        service = start("serve", cwd=elsewhere, **environ)
+        service.wait_for("Booting worker")
+        assert requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
+        assert service.end() == 0
+        assert list(elsewhere.iterdir()) == []
+        assert (site / "streamorch" / "mediamtx" / "mediamtx.yml").read_text() == (
+            TOP / "mediamtx" / "mediamtx.yml"
+        ).read_text()
