@@ -71,7 +71,9 @@ def _publish(question: Question, from_node: str, settings: Settings) -> None:
         raise Problem("unauthorized", "no stream key was given")
     if refusal := paths.refusal(question.path):
         _refuse(question, "path-not-allowed", refusal)
-    if question.id:
+    if question.id == "":
+        raise Problem("invalid-request", errors=[FieldError("id", "is empty; null means that there is no connection")])
+    if question.id is not None:
         work = partial(
             streams.claim,
             key_hash=keys.digest(key),
