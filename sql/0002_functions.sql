@@ -600,8 +600,8 @@ END
 $$;
 
 -- DELETE /streams/{id}: ends the stream and holds its key for p_hold_seconds, so that an
--- encoder that reconnects stays out. With a hold a newcomer that waits to take over ends too;
--- without one it may go on. outcome: 'stopped', 'already', 'not-found'.
+-- encoder that reconnects stays out. With a hold a newcomer of the key that is not live yet ends
+-- too; without one it may go on. outcome: 'stopped', 'already', 'not-found'.
 CREATE FUNCTION stop_stream_v1(p_id uuid, p_hold_seconds integer, OUT outcome text)
 LANGUAGE plpgsql
 SET lock_timeout = '300ms' AS $$
@@ -625,7 +625,8 @@ BEGIN
     moment := clock_timestamp();
     WITH ended AS (
         UPDATE streams AS s SET ended_at = moment, end_reason = 'stopped'
-        WHERE s.ended_at IS NULL AND (s.id = p_id OR (p_hold_seconds > 0 AND s.stream_key_id = target.stream_key_id))
+        WHERE s.ended_at IS NULL
+          AND (s.id = p_id OR (p_hold_seconds > 0 AND s.stream_key_id = target.stream_key_id AND s.started_at IS NULL))
         RETURNING s.started_at
     )
     SELECT count(started_at) INTO were_active FROM ended;

@@ -32,7 +32,7 @@ Ask = Callable[[Connection], object]
 
 
 class Scene(NamedTuple):
-    """What a test finds: a key, its stream when it has one, and another key."""
+    """What it takes to prepare a question."""
 
     conn: Connection
     make_key: Callable[..., Any]
@@ -395,7 +395,7 @@ class Wire:
 
 
 @pytest.fixture
-def wire(make_app, make_key, tmp_path) -> Iterator[Wire]:
+def wire(make_app, tmp_path) -> Iterator[Wire]:
     if sys.platform != "linux":
         pytest.skip("psycopg offers libpq's trace on Linux alone")
     app = make_app(WEB_CONCURRENCY="25")

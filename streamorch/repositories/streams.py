@@ -294,7 +294,7 @@ def page(
 ) -> list[Stream]:
     """History: at most `limit` streams, last claimed first, after (claimed_at, id) of the one before.
 
-    'ended' leaves out claims that never started unless `end_reason` asks for them.
+    'ended' leaves out what was never live, unless `end_reason` asks.
     """
     after_time, after_id = after or (None, None)
     started_only = status == "ended" and filters.get("end_reason") is None
@@ -302,7 +302,7 @@ def page(
         "/* streams.page */"
         + _SHOWN
         + _STATUSES[status]
-        + (" AND s.end_reason <> 'never_started'" if started_only else "")
+        + (" AND s.started_at IS NOT NULL" if started_only else "")
         + _matching(filters)
         + (_AFTER if after else "")
         + " ORDER BY s.claimed_at DESC, s.id DESC LIMIT %(limit)s"

@@ -30,7 +30,6 @@ def test_health_is_of_the_database(client, close_database):
 
 
 @pytest.mark.own_database
-@pytest.mark.own_database
 def test_readyz_is_of_pool_and_schema(client, close_database, conn):
     answer = client.get("/readyz")
     assert answer.status_code == 200

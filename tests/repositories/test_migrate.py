@@ -12,8 +12,6 @@ from streamorch.repositories import migrate
 
 pytestmark = pytest.mark.own_database
 
-pytestmark = pytest.mark.own_database
-
 NAMES = [migration.name for migration in migrate.available()]
 LEDGER = "SELECT name, checksum, applied_at FROM streamorch_migrations ORDER BY name"
 SCHEMA = """

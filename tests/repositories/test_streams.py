@@ -151,7 +151,6 @@ def test_the_live_list_has_one_version(conn):
 
 
 @pytest.mark.own_database
-@pytest.mark.own_database
 def test_each_database_has_an_epoch_of_its_own(conn):
     epoch = only(conn, "SELECT epoch FROM live_list")["epoch"]
     assert len(epoch) == 8
