@@ -142,8 +142,9 @@ class _Reader:
 
     def secret(self, name: str) -> str | None:
         value = self._raw(name)
-        if not value.isprintable():
-            raise SettingError(f"{name} holds a character that cannot stand in a header")
+        # Headers arrive as Latin-1: a secret of other letters would never match.
+        if not value.isprintable() or (name in ("API_SECRET", "MEDIAMTX_CALLBACK_SECRET") and not value.isascii()):
+            raise SettingError(f"{name} holds a character that cannot stand in a header; use letters and digits")
         return value or None
 
     def secrets(self, name: str) -> tuple[str, ...]:

@@ -190,9 +190,9 @@ SECRETS = {
 @pytest.mark.parametrize(("name", "field"), SECRETS.items())
 def test_a_secret_may_be_in_a_file(name, field, tmp_path):
     file = tmp_path / "secret"
-    file.write_text("postgresql://von/Datei-ü\n", encoding="utf-8")
+    file.write_text("postgresql://of/a-file\n", encoding="utf-8")
     environ = {key: value for key, value in NEEDED.items() if key != name} | {f"{name}_FILE": f" {file} "}
-    assert "postgresql://von/Datei-ü" in str(getattr(Settings.from_env(environ), field))
+    assert "postgresql://of/a-file" in str(getattr(Settings.from_env(environ), field))
 
 
 def test_a_value_and_a_file_are_one_too_many(tmp_path):
@@ -253,3 +253,8 @@ def test_an_open_door_is_told_at_start():
     assert "MEDIAMTX_CALLBACK_SECRET" in callback
     assert "READ_POLICY" in policy
     assert read(MEDIAMTX_CALLBACK_SECRET="x", READ_POLICY="deny").advice() == []
+
+
+def test_a_secret_that_no_header_can_carry_stops_the_start():
+    with pytest.raises(SettingError, match="API_SECRET holds a character"):
+        Settings.from_env({"DATABASE_URL": "postgresql:///x", "API_SECRET": "schlüssel"})
