@@ -9,7 +9,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import LiteralString, TypeVar
 
 import msgspec
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _POOL_WAIT_SECONDS = 0.2
 _STATEMENT_SECONDS = 0.8
 _BREAKER_SECONDS = 0.25
+_FIRST_CONNECTION_SECONDS = 1.0
 _IDLE_CHECK_SECONDS = 30.0
 _MAX_LIFETIME_SECONDS = 3600.0
 
@@ -76,8 +77,12 @@ class Database:
         self._closing = threading.Event()
 
     def open(self) -> None:
-        """Start connecting in the background; a database that is away does not stop the start."""
+        """Start connecting; a database that is away delays the start by a second and does not stop it."""
         self._pool.open()
+        deadline = time.monotonic() + _FIRST_CONNECTION_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(Unavailable), self.connection(despite_breaker=True):
+                break
         threading.Thread(target=self._check_idle_connections, name="idle-connections", daemon=True).start()
 
     def close(self) -> None:
