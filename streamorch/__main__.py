@@ -166,8 +166,10 @@ def revoke_key(stream_key_id: UUID) -> None:
 
 
 def application() -> flask.Flask:
-    """What a worker of gunicorn serves."""
-    return create_app(Settings.from_env(os.environ))
+    """What a worker of gunicorn serves: with a connection at hand, if the database is there."""
+    app = create_app(Settings.from_env(os.environ))
+    app.extensions["streamorch"].database.await_connection()
+    return app
 
 
 def _settings() -> Settings:

@@ -333,7 +333,8 @@ class Postgres:
     def _let_owner_in(self) -> None:
         """As root: let the owner pass through the folders above data and programs, and read the programs."""
         above = sorted({*self.programs.parents, *self.data.parents})
-        if opened := [str(folder) for folder in above if _allow(folder, 0o001)]:
+        opened = [str(folder) for folder in above if _allow(folder, 0o001) and folder != self.data.parent]
+        if opened:
             say(f"letting PostgreSQL's user pass through {', '.join(opened)} (chmod o+x)")
         if self._owner_runs_postgres():
             return

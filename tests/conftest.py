@@ -98,6 +98,7 @@ def conn(database_url: str) -> Iterator[Connection]:
     """A connection as the pool gives them: autocommit, with deadlines."""
     database = Database(database_url, min_size=1, max_size=2)
     database.open()
+    database.await_connection()
     with database.connection() as connection:
         yield connection
     database.close()
@@ -121,7 +122,10 @@ def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., f
     handlers, level = root.handlers[:], root.level
 
     def make(**environ: str) -> flask.Flask:
-        app = create_app(make_settings(**environ))
+        settings = make_settings(**environ)
+        app = create_app(settings)
+        if "/nowhere" not in settings.database_url:
+            app.extensions["streamorch"].database.await_connection()
         # create_app sends logs to standard error; pytest's own handlers see them as well.
         for handler in handlers:
             if handler not in root.handlers:

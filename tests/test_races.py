@@ -10,10 +10,13 @@ from tests.races.crew import Crew
 from tests.races.kinds import KINDS
 from tests.races.verdict import hold
 
-ROUNDS = 200
+pytestmark = pytest.mark.own_database
 
-# Two locks in the wrong order meet only once in hundreds of rounds.
-RARELY_NOTICED = {"claim-without-order"}
+ROUNDS = 200
+ROUNDS_TO_NOTICE = 400
+
+# These rivals meet once in hundreds of rounds: it takes `python -m tests.races --break NAME` to see them.
+RARELY_NOTICED = {"claim-without-order", "not-ready-without-path-lock"}
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +27,13 @@ def crew() -> Iterator[Crew]:
 
 @pytest.mark.parametrize("kind_name", KINDS)
 def test_no_race_has_another_end_than_it_must(crew, database_url, kind_name):
-    assert hold(crew, kind_name, database_url, ROUNDS, durable=False).complaints == []
+    wrong = hold(crew, kind_name, database_url, ROUNDS, patient=True).complaints
+    assert wrong == [], wrong[0]
 
 
 @pytest.mark.parametrize("broken", sorted(BREAKS.keys() - RARELY_NOTICED))
 def test_a_race_notices_a_broken_function(crew, database_url, broken):
-    assert hold(crew, BREAKS[broken].kind, database_url, ROUNDS, broken=broken).complaints
+    assert hold(crew, BREAKS[broken].kind, database_url, ROUNDS_TO_NOTICE, patient=True, broken=broken).complaints
 
 
 @pytest.mark.parametrize("broken", BREAKS)

@@ -77,13 +77,16 @@ class Database:
         self._closing = threading.Event()
 
     def open(self) -> None:
-        """Start connecting; a database that is away delays the start by a second and does not stop it."""
+        """Start connecting in the background; a database that is away does not stop the start."""
         self._pool.open()
+        threading.Thread(target=self._check_idle_connections, name="idle-connections", daemon=True).start()
+
+    def await_connection(self) -> None:
+        """Return when the first connection is there, or after a second without one."""
         deadline = time.monotonic() + _FIRST_CONNECTION_SECONDS
         while time.monotonic() < deadline:
             with suppress(Unavailable), self.connection(despite_breaker=True):
-                break
-        threading.Thread(target=self._check_idle_connections, name="idle-connections", daemon=True).start()
+                return
 
     def close(self) -> None:
         """Close every connection and stop the pool's threads."""
