@@ -102,7 +102,7 @@ def _gunicorn(*arguments: str, database_url: str = "") -> Iterator[Server]:
         "LOG_LEVEL": "warning",
     }
     bind = [] if database_url else ["--bind", f"127.0.0.1:{port}"]
-    command = [sys.executable, "-m", "gunicorn", *bind, *arguments]
+    command = [sys.executable, "-m", "gunicorn", "--no-control-socket", *bind, *arguments]
     process = subprocess.Popen(command, cwd=_ROOT, env=environ, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
