@@ -183,10 +183,8 @@ def init_app(app: flask.Flask) -> None:
     app.register_error_handler(psycopg.DataError, _from_data)
 
 
-def _from_http(error: HTTPException) -> flask.typing.ResponseReturnValue:
+def _from_http(error: HTTPException) -> flask.Response:
     """404, 405, 413 and the like from the framework, and 500 for anything unforeseen."""
-    if (error.code or 500) < 400:  # a redirect or an answer that somebody raised
-        return error.get_response()
     slug = _SLUG_OF_STATUS.get(error.code or 500)
     if slug is None and (error.code or 500) < 500:
         slug = "invalid-request"
