@@ -3,6 +3,7 @@
 No preload: each worker makes its own app, and with it its own connection pool, after the fork.
 """
 
+import logging
 import os
 import selectors
 import socket
@@ -78,6 +79,12 @@ def has_spoken(client: socket.socket) -> bool:
     except OSError:
         return True  # what is wrong shows when it is read
     return True
+
+
+def when_ready(server: object) -> None:
+    """Say once, not in each worker, what the settings leave open."""
+    for line in settings.advice():
+        logging.getLogger("streamorch").warning(line)
 
 
 def worker_exit(server: object, worker: Worker) -> None:

@@ -384,6 +384,13 @@ class TestServe:
         assert program.complaints == []
         assert program.lines == []
 
+    def test_it_says_once_what_its_settings_leave_open(self, service):
+        program, _ = service
+        assert program.end() == 0
+        for name in ("MEDIAMTX_CALLBACK_SECRET is not set", "READ_POLICY is public"):
+            (line,) = [line for line in program.error_lines if name in line]
+            assert '"level":"warning"' in line
+
     def test_silent_clients_take_no_thread(self, service):
         """More than all threads together; gunicorn alone would answer after five seconds."""
         _, port = service
