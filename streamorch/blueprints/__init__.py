@@ -21,6 +21,7 @@ from streamorch.repositories import Database
 from streamorch.settings import Settings
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+Told = TypeVar("Told", bound=msgspec.Struct)
 
 MAX_BODY_BYTES = 64 * 1024
 _MAX_METADATA_BYTES = 16 * 1024
@@ -149,6 +150,14 @@ def raw_body() -> bytes:
     if len(raw) > MAX_BODY_BYTES:
         raise Problem("too-large")
     return raw
+
+
+def told(decode: Callable[[bytes], Told]) -> Told:
+    """What MediaMTX sent, by a decoder of its Struct; Problem `invalid-request` when it is of another form."""
+    try:
+        return decode(raw_body())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem("invalid-request", errors=[FieldError("body", keys.redact(str(error)))]) from None
 
 
 def json_object(raw: bytes) -> dict[str, Any]:

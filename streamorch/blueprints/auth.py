@@ -12,7 +12,7 @@ import flask
 import msgspec
 
 from streamorch import keys, paths, signing
-from streamorch.blueprints import node, raw_body, require_media_server, service
+from streamorch.blueprints import node, require_media_server, service, told
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import streams
 from streamorch.settings import Settings
@@ -46,10 +46,7 @@ def ask() -> flask.Response:
     """200, empty, to let it; 401, 400 or 503 as a problem not to. Any body MediaMTX gets goes into its log."""
     require_media_server()
     from_node = node()
-    try:
-        question = _decode(raw_body())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem("invalid-request", errors=[FieldError("body", keys.redact(str(error)))]) from None
+    question = told(_decode)
     settings = service().settings
     if question.action == "publish":
         _publish(question, from_node, settings)

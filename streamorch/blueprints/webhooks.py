@@ -11,7 +11,7 @@ import flask
 import msgspec
 
 from streamorch import keys
-from streamorch.blueprints import no_content, node, raw_body, require_media_server, service
+from streamorch.blueprints import no_content, node, require_media_server, service, told
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import streams
 
@@ -82,10 +82,7 @@ def not_ready() -> flask.Response:
 
 def _event() -> Event:
     """The JSON of the body, whatever its Content-Type says: `curl -d` labels it as a form."""
-    try:
-        event = _decode(raw_body())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem("invalid-request", errors=[FieldError("body", keys.redact(str(error)))]) from None
+    event = told(_decode)
     errors = [
         FieldError(name, reason)
         for name, value, reason in (
