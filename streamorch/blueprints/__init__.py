@@ -14,26 +14,35 @@ from uuid import UUID
 
 import flask
 import msgspec
+import psycopg
 
-from streamorch import keys, signing
+from streamorch import keys, kicks, signing
+from streamorch.look import Looks
+from streamorch.mediamtx import ControlAPI
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import Database
+from streamorch.repositories import streams as stream_rows
 from streamorch.settings import Settings
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Told = TypeVar("Told", bound=msgspec.Struct)
 
+NODE = "default"  # the one that the environment configures
 MAX_BODY_BYTES = 64 * 1024
+_CUT_OFF_SECONDS = 1.0
+_CUT_OFF_AT_ONCE = 20
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_METADATA_DEPTH = 32
 
 
 @dataclass(frozen=True)
 class Service:
-    """What a request needs of the application: its settings and its database."""
+    """What a request needs of the application: its settings, its database, and whom to ask about connections."""
 
     settings: Settings
     database: Database
+    api: ControlAPI
+    looks: Looks
 
 
 def service() -> Service:
@@ -85,8 +94,8 @@ def require_media_server() -> None:
 
 def node() -> str:
     """The media server that calls: `?node=` of the callback URL. Problem `unauthorized` when it is not configured."""
-    name = flask.request.args.get("node") or "default"
-    if name != "default":
+    name = flask.request.args.get("node") or NODE
+    if name != NODE:
         flask.current_app.logger.warning("callback of a node that is not configured", extra={"node": name[:64]})
         raise Problem("unauthorized", "this node is not configured")
     return name
@@ -257,6 +266,29 @@ def next_cursor(time_text: str, id_value: UUID, filters: dict[str, Any]) -> str:
 def _fingerprint(filters: dict[str, Any]) -> str:
     text = msgspec.json.encode({name: value for name, value in sorted(filters.items()) if value is not None})
     return f"{binascii.crc32(text):08x}"
+
+
+# --- cutting off ------------------------------------------------------------------------------------------
+
+
+def cut_off(**whose: UUID) -> None:
+    """Close the connections of a stream_id, stream_key_id or broadcaster_id whose right was just taken away.
+
+    For a second at most, and without a word when it does not work: what is left the reconciler closes at its next tick.
+    """
+    of = service()
+    until = time.monotonic() + _CUT_OFF_SECONDS
+    try:
+        with of.database.connection() as conn:
+            wanted = stream_rows.kicks(conn, node=NODE, limit=_CUT_OFF_AT_ONCE, **whose)
+        kicks.carry_out(of.api, wanted, may_go_on=lambda: time.monotonic() < until, done=_note_kicked)
+    except psycopg.OperationalError:
+        flask.current_app.logger.warning("cutting off is left to the reconciler: the database is away")
+
+
+def _note_kicked(kick: stream_rows.Kick) -> None:
+    with service().database.connection() as conn:
+        stream_rows.kicked(conn, kick.stream_id)
 
 
 # --- answering --------------------------------------------------------------------------------------------

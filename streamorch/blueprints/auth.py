@@ -5,8 +5,9 @@ MediaMTX asks one question at a time per server and waits for the answer with th
 """
 
 import logging
+import time
 from functools import partial
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import flask
 import msgspec
@@ -21,6 +22,9 @@ bp = flask.Blueprint("auth", __name__)
 log = logging.getLogger(__name__)
 
 _IN_USE = ("stream-key-in-use", "path-in-use")
+# Until when a look may last, counted from the question: the answer is due within 2.8 s.
+_LOOK_SECONDS = 2.5
+_LOOKS = 2
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -71,8 +75,7 @@ def _publish(question: Question, from_node: str, settings: Settings) -> None:
     if question.id == "":
         raise Problem("invalid-request", errors=[FieldError("id", "is empty; null means that there is no connection")])
     if question.id is not None:
-        work = partial(
-            streams.claim,
+        claim = _claim(
             key_hash=keys.digest(key),
             node=from_node,
             path=question.path,
@@ -83,8 +86,9 @@ def _publish(question: Question, from_node: str, settings: Settings) -> None:
             lease_seconds=settings.lease_seconds,
         )
     else:
-        work = partial(streams.check, key_hash=keys.digest(key), node=from_node, path=question.path)
-    claim = service().database.run(work)
+        claim = service().database.run(
+            partial(streams.check, key_hash=keys.digest(key), node=from_node, path=question.path)
+        )
     if not claim.is_granted:
         _refuse(question, claim.outcome, stream_key_id=claim.stream_key_id, rival_id=claim.rival_id)
     log.info(
@@ -92,6 +96,24 @@ def _publish(question: Question, from_node: str, settings: Settings) -> None:
         extra=_facts(question)
         | {"outcome": claim.outcome, "stream_key_id": claim.stream_key_id, "stream_id": claim.stream_id},
     )
+
+
+def _claim(**wanted: Any) -> streams.Claim:
+    """The claim. When another stream of the key is in the way, look whether it is really alive before saying so.
+
+    Twice at most: while one was looked at, another newcomer may have taken its place.
+    """
+    of = service()
+    deadline = time.monotonic() + _LOOK_SECONDS
+    claim = of.database.run(partial(streams.claim, **wanted))
+    for _ in range(_LOOKS):
+        if claim.outcome != "stream-key-in-use" or claim.rival_id is None:
+            break
+        rival = of.database.run(partial(streams.rival, stream_id=claim.rival_id))
+        if rival is not None and not of.looks.gives_way(rival, deadline=deadline):
+            break
+        claim = of.database.run(partial(streams.claim, **wanted, judged_gone=claim.rival_id))
+    return claim
 
 
 def _refuse(question: Question, slug: str, detail: str = "", **facts: object) -> NoReturn:

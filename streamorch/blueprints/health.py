@@ -6,9 +6,9 @@ import flask
 import psycopg
 
 from streamorch import __version__, repositories
-from streamorch.blueprints import answer, service
+from streamorch.blueprints import NODE, answer, service
 from streamorch.problems import TABLE, Problem
-from streamorch.repositories import migrate
+from streamorch.repositories import migrate, nodes
 
 bp = flask.Blueprint("health", __name__)
 
@@ -32,15 +32,23 @@ def health() -> flask.Response:
 
 @bp.get("/readyz")
 def readyz() -> flask.Response:
-    """200 when pool and schema are fit for traffic."""
+    """200 when pool and schema are fit for traffic; a media server that is away is told, and no reason for a 503."""
+    media_server = None
     try:
         with service().database.connection() as conn:
             current = migrate.is_current(conn)
+            if current:
+                media_server = {node.name: node.api for node in nodes.every(conn, default=NODE)}[NODE]
     except psycopg.OperationalError:
         return _not_ready({"status": "degraded", "database": "unreachable", "schema": None, "version": __version__})
     except psycopg.errors.UndefinedTable:
         current = False
-    state = {"database": "ok", "schema": "current" if current else "old", "version": __version__}
+    state = {
+        "database": "ok",
+        "schema": "current" if current else "old",
+        "media_server": media_server,
+        "version": __version__,
+    }
     return answer({"status": "ok"} | state) if current else _not_ready({"status": "degraded"} | state)
 
 

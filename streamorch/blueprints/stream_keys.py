@@ -13,6 +13,7 @@ from streamorch.blueprints import (
     answer,
     body,
     created,
+    cut_off,
     given,
     identifier,
     integer_parameter,
@@ -134,6 +135,7 @@ def change(stream_key_id: str) -> flask.Response:
         raise Problem("stream-key-in-use", "a stream of this key is live on another path")
     if found is None:
         raise Problem("not-found", "no such stream key")
+    cut_off(stream_key_id=wanted)
     return answer(found)
 
 
@@ -145,4 +147,5 @@ def revoke(stream_key_id: str) -> flask.Response:
         outcome = stream_keys.revoke(conn, wanted)
     if outcome == "not-found":
         raise Problem("not-found", "no such stream key")
+    cut_off(stream_key_id=wanted)
     return no_content()

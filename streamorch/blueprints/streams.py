@@ -9,12 +9,13 @@ import flask
 import msgspec
 import psycopg
 
-from streamorch import __version__, urls
+from streamorch import __version__, mediamtx, urls
 from streamorch.blueprints import (
     Service,
     after,
     answer,
     body,
+    cut_off,
     given,
     identifier,
     integer_parameter,
@@ -33,6 +34,8 @@ bp = flask.Blueprint("streams", __name__, url_prefix="/streams")
 bp.before_request(require_api_caller)
 
 _STALE_SECONDS = 30.0
+# What one stream shows and lists leave out.
+_SHOWN_ALONE = ("remote_address", "bytes", "bitrate", "tracks", "kick")
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -191,20 +194,21 @@ def stop(stream_id: str) -> flask.Response:
         outcome = streams.stop(conn, wanted, hold_seconds=hold_seconds)
     if outcome == "not-found":
         raise Problem("not-found", "no such stream")
+    cut_off(stream_id=wanted)
     return no_content()
 
 
 def _one(stream: streams.Stream | None) -> flask.Response:
     if stream is None:
         raise Problem("not-found", "no such stream")
-    # Known from the Control API alone, and no news of it has come.
-    unheard: dict[str, Any] = {"bytes": None, "bitrate": None, "tracks": [], "kick": None}
-    return answer(_shown(stream) | {"remote_address": stream.remote_address} | unheard)
+    alone = {name: getattr(stream, name) for name in _SHOWN_ALONE}
+    return answer(_shown(stream) | alone | {"tracks": mediamtx.tracks(stream.tracks)})
 
 
 def _shown(stream: streams.Stream) -> dict[str, Any]:
     """A stream as lists show it, with its playback URLs in every status."""
     shown = msgspec.structs.asdict(stream)
-    del shown["remote_address"]
+    for name in _SHOWN_ALONE:
+        del shown[name]
     shown["urls"] = urls.playback(service().settings.media_urls, stream.path)
     return shown

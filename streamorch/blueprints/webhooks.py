@@ -5,15 +5,18 @@ of the connection, and answered truthfully: never a 2xx for work that was not do
 """
 
 import logging
+import threading
+import time
 from functools import partial
 
 import flask
 import msgspec
 
 from streamorch import keys
-from streamorch.blueprints import no_content, node, require_media_server, service, told
+from streamorch.blueprints import cut_off, no_content, node, require_media_server, service, told
+from streamorch.mediamtx import SOURCE_LISTS, NoAnswer
 from streamorch.problems import FieldError, Problem
-from streamorch.repositories import streams
+from streamorch.repositories import nodes, streams
 
 bp = flask.Blueprint("webhooks", __name__, url_prefix="/webhook")
 bp.before_request(require_media_server)
@@ -21,16 +24,22 @@ log = logging.getLogger(__name__)
 
 # A not-ready without a connection id that comes within this of a start is most likely about the publisher before.
 _GRACE_SECONDS = 5
-# Sources that are clients; every other type is a static source of the configuration, which nobody claims.
-_PUBLISHERS = (
-    "rtmpConn",
-    "rtmpsConn",
-    "rtspSession",
-    "rtspsSession",
-    "srtConn",
-    "webRTCSession",
-    "moqSession",
-)
+_ASK_SECONDS = 0.3
+_ASK_AT_ONCE = 2
+_HEARD_SECONDS = 1.0
+
+
+class Ear:
+    """What a worker keeps of hooks: when it last wrote down that one came, and how many ask the media server now."""
+
+    def __init__(self) -> None:
+        self.heard_at = -_HEARD_SECONDS
+        self.asking = threading.BoundedSemaphore(_ASK_AT_ONCE)
+
+
+@bp.record_once
+def _give_ear(state: flask.blueprints.BlueprintSetupState) -> None:
+    state.app.extensions["streamorch.ear"] = Ear()
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -55,8 +64,11 @@ def ready() -> flask.Response:
         streams.start, node=from_node, path=event.path, source_type=event.source_type, source_id=event.source_id
     )
     outcome, stream_id = service().database.run(work)
+    _note_heard(from_node)
     log.info("ready", extra=_facts(event) | {"outcome": outcome, "stream_id": stream_id})
     if outcome not in ("active", "replay"):
+        if stream_id is not None:
+            cut_off(stream_id=stream_id)  # its key lost its right after the claim
         raise Problem("stream-not-found")
     return no_content()
 
@@ -70,14 +82,47 @@ def not_ready() -> flask.Response:
         work = partial(
             streams.end, node=from_node, path=event.path, source_type=event.source_type, source_id=event.source_id
         )
-    elif event.source_id is None and (not event.source_type or event.source_type in _PUBLISHERS):
-        # The plain hook names no connection, and nobody can be asked which one it was.
-        work = partial(streams.end_on_path, node=from_node, path=event.path, grace_seconds=_GRACE_SECONDS)
+    elif event.source_id is None and (not event.source_type or event.source_type in SOURCE_LISTS):
+        # The plain hook names no connection: ask whether the one that we know of is there.
+        is_publishing = _is_publishing(from_node, event.path)
+        if is_publishing:
+            _note_heard(from_node)
+            return no_content()
+        grace_seconds = _GRACE_SECONDS if is_publishing is None else 0
+        work = partial(streams.end_on_path, node=from_node, path=event.path, grace_seconds=grace_seconds)
     else:
         return no_content()
     outcome, stream_id = service().database.run(work)
+    _note_heard(from_node)
     log.info("not ready", extra=_facts(event) | {"outcome": outcome, "stream_id": stream_id})
     return no_content()
+
+
+def _is_publishing(from_node: str, path: str) -> bool | None:
+    """Does the connection of the stream that is active on this path publish? None when nobody says.
+
+    Asked of the connection lists: the list of paths waits while the media server waits for us.
+    """
+    ear: Ear = flask.current_app.extensions["streamorch.ear"]
+    active = service().database.run(partial(streams.active_on_path, node=from_node, path=path))
+    if active is None or not ear.asking.acquire(blocking=False):
+        return None
+    try:
+        found = service().api.connection(*active, seconds=_ASK_SECONDS)
+    except NoAnswer:
+        return None
+    finally:
+        ear.asking.release()
+    return found is not None and found.state == "publish" and found.path == path
+
+
+def _note_heard(from_node: str) -> None:
+    """Write down that hooks of this node arrive: once a second, since nobody needs to know it better."""
+    ear: Ear = flask.current_app.extensions["streamorch.ear"]
+    now = time.monotonic()
+    if now - ear.heard_at >= _HEARD_SECONDS:
+        ear.heard_at = now
+        service().database.run(partial(nodes.heard, node=from_node))
 
 
 def _event() -> Event:

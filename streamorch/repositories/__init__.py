@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import msgspec
 import psycopg
@@ -29,6 +29,12 @@ _BREAKER_SECONDS = 0.25
 _FIRST_CONNECTION_SECONDS = 1.0
 _IDLE_CHECK_SECONDS = 30.0
 _MAX_LIFETIME_SECONDS = 3600.0
+_OPTIONS: dict[str, Any] = {
+    "autocommit": True,
+    "prepare_threshold": 0,
+    "application_name": "streamorch",
+    "connect_timeout": 2,
+}
 
 
 class Unavailable(psycopg.OperationalError):
@@ -42,13 +48,21 @@ class Connection(psycopg.Connection[TupleRow]):
     still acknowledges for it.
     """
 
+    statement_seconds = _STATEMENT_SECONDS
+
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         try:
-            return super().wait(gen, interval, timeout or _STATEMENT_SECONDS)
+            return super().wait(gen, interval, timeout or self.statement_seconds)
         except psycopg.errors._WaitTimeout as error:  # private in 3.3.8, and the only sign of a missed timeout
             # Closed here and now, so that nobody waits again for a ROLLBACK.
             self.pgconn.finish()
             raise Unavailable("no answer within the deadline of a statement") from error
+
+
+class PatientConnection(Connection):
+    """One for statements about ten thousand streams, on which nobody waits for an answer."""
+
+    statement_seconds = 5.0
 
 
 class Database:
@@ -58,12 +72,7 @@ class Database:
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             url,
             connection_class=Connection,
-            kwargs={
-                "autocommit": True,
-                "prepare_threshold": 0,
-                "application_name": "streamorch",
-                "connect_timeout": 2,
-            },
+            kwargs=_OPTIONS,
             min_size=min_size,
             max_size=max_size,
             max_lifetime=_MAX_LIFETIME_SECONDS,
@@ -153,6 +162,13 @@ class Database:
     def _check_idle_connections(self) -> None:
         while not self._closing.wait(_IDLE_CHECK_SECONDS):
             self._pool.check()
+
+
+def connect(url: str) -> PatientConnection:
+    """A connection outside of the pool, as alike as can be to one inside; OperationalError when there is none."""
+    conn = PatientConnection.connect(url, **_OPTIONS)
+    _configure(conn)
+    return conn
 
 
 def only(conn: Connection, query: LiteralString, params: Mapping[str, object] | None = None) -> TupleRow:

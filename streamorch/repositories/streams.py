@@ -54,6 +54,38 @@ class Stream(msgspec.Struct, frozen=True):
     replaces: UUID | None
     replaced_by: UUID | None
     remote_address: str | None
+    bytes: int | None
+    bitrate: int | None
+    tracks: str | None
+    kick: str | None
+
+
+class Rival(NamedTuple):
+    """The open stream in the way of a claim, and what the reconciler last saw of it; ages in seconds.
+
+    `can_be_seen`: the Control API of its node has answered before.
+    """
+
+    id: UUID
+    node: str
+    path: str
+    protocol: str
+    connection_id: str
+    is_active: bool
+    takeover: str
+    can_be_seen: bool
+    bytes: int | None
+    sample_age: float | None
+    moved_age: float | None
+
+
+class Kick(NamedTuple):
+    """A connection that is to be closed."""
+
+    stream_id: UUID
+    path: str
+    protocol: str
+    connection_id: str
 
 
 class LiveList(NamedTuple):
@@ -91,14 +123,22 @@ _SHOWN = """
         s.protocol,
         s.metadata,
         s.recording_ref,
-        NULL::bigint AS viewers,
-        NULL::text AS media,
+        CASE WHEN s.ended_at IS NULL AND s.started_at IS NOT NULL THEN t.viewers END AS viewers,
+        CASE WHEN s.ended_at IS NULL AND s.started_at IS NOT NULL THEN t.media END AS media,
         s.replaces,
         s.replaced_by,
-        s.remote_address
+        s.remote_address,
+        t.bytes,
+        CASE WHEN s.ended_at IS NULL AND t.media IS NOT NULL THEN t.bitrate END AS bitrate,
+        t.tracks,
+        CASE
+            WHEN s.kicked_at IS NOT NULL THEN 'done'
+            WHEN s.kick_requested_at IS NOT NULL THEN 'pending'
+        END AS kick
     FROM streams AS s
     JOIN stream_keys AS k ON k.id = s.stream_key_id
     JOIN broadcasters AS b ON b.id = k.broadcaster_id
+    LEFT JOIN stream_stats AS t ON t.stream_id = s.id
     WHERE
 """
 _GET = "/* streams.get */" + _SHOWN + "s.id = %(id)s"
@@ -165,15 +205,19 @@ def claim(
     remote_address: str,
     user_agent: str,
     lease_seconds: int,
+    judged_gone: UUID | None = None,
 ) -> Claim:
-    """Claim the path for the publisher of this key: one statement, and the same again gives 'replay'."""
+    """Claim the path for the publisher of this key: one statement, and the same again gives 'replay'.
+
+    `judged_gone` is the rival of an earlier 'stream-key-in-use' that gives way: it was found stalled or gone since.
+    """
     return Claim(
         *only(
             conn,
             """/* streams.claim */
         SELECT outcome, key_id, stream_id, rival_id
         FROM claim_v1(%(key_hash)s, %(node)s, %(path)s, %(connection_id)s, %(protocol)s,
-                      %(remote_address)s, %(user_agent)s, %(lease_seconds)s, NULL)
+                      %(remote_address)s, %(user_agent)s, %(lease_seconds)s, %(judged_gone)s)
         """,
             {
                 "key_hash": key_hash,
@@ -184,9 +228,37 @@ def claim(
                 "remote_address": remote_address,
                 "user_agent": user_agent,
                 "lease_seconds": Int4(lease_seconds),
+                # As text, which has the same parameter type as nothing: one prepared statement for both.
+                "judged_gone": judged_gone and str(judged_gone),
             },
         )
     )
+
+
+def rival(conn: Connection, stream_id: UUID) -> Rival | None:
+    """What to look at before a claim that this stream is in the way of is refused; None when it has ended."""
+    with conn.cursor(row_factory=class_row(Rival)) as cursor:
+        return cursor.execute(
+            """/* streams.rival */
+            SELECT
+                s.id,
+                s.node,
+                s.path,
+                s.protocol,
+                coalesce(s.source_id, s.auth_id) AS connection_id,
+                s.started_at IS NOT NULL AS is_active,
+                k.takeover,
+                node_seen_v1(s.node) AS can_be_seen,
+                t.bytes,
+                extract(epoch FROM clock_timestamp() - t.sampled_at)::float8 AS sample_age,
+                extract(epoch FROM clock_timestamp() - t.moved_at)::float8 AS moved_age
+            FROM streams AS s
+            JOIN stream_keys AS k ON k.id = s.stream_key_id
+            LEFT JOIN stream_stats AS t ON t.stream_id = s.id
+            WHERE s.id = %(id)s AND s.ended_at IS NULL
+            """,
+            {"id": stream_id},
+        ).fetchone()
 
 
 def check(conn: Connection, *, key_hash: bytes, node: str, path: str) -> Claim:
@@ -219,7 +291,8 @@ def start(conn: Connection, *, node: str, path: str, source_type: str, source_id
 def end(conn: Connection, *, node: str, path: str, source_type: str, source_id: str) -> tuple[str, UUID | None]:
     """A connection is no longer live: ends the stream of that connection and no other.
 
-    Returns the outcome and the stream: 'ended', 'late' (it had ended), 'unknown' (remembered for a minute).
+    Returns the outcome and the stream: 'ended', 'interrupted' (listed on, until the claim that replaces it is live),
+    'late' (it had ended), 'unknown' (remembered for a minute).
     """
     outcome, stream_id = only(
         conn,
@@ -241,6 +314,65 @@ def end_on_path(conn: Connection, *, node: str, path: str, grace_seconds: int) -
         {"node": node, "path": path, "grace_seconds": Int4(grace_seconds)},
     )
     return outcome, stream_id
+
+
+def active_on_path(conn: Connection, *, node: str, path: str) -> tuple[str, str] | None:
+    """Protocol and connection id of the stream that is active on a path; None when there is none."""
+    return conn.execute(
+        """/* streams.active_on_path */
+        SELECT s.protocol, s.source_id
+        FROM streams AS s
+        WHERE s.node = %(node)s AND s.path = %(path)s AND s.ended_at IS NULL AND s.started_at IS NOT NULL
+        """,
+        {"node": node, "path": path},
+    ).fetchone()
+
+
+def kicks(
+    conn: Connection,
+    *,
+    node: str,
+    limit: int,
+    stream_id: UUID | None = None,
+    stream_key_id: UUID | None = None,
+    broadcaster_id: UUID | None = None,
+) -> list[Kick]:
+    """Connections of a node that are still to be closed, oldest first; all, or those of one stream, key, broadcaster.
+
+    A stream stands for its key: what else was ended with it is to be closed as well.
+    """
+    with conn.cursor(row_factory=class_row(Kick)) as cursor:
+        return cursor.execute(
+            """/* streams.kicks */
+            SELECT s.id AS stream_id, s.path, s.protocol, coalesce(s.source_id, s.auth_id) AS connection_id
+            FROM streams AS s
+            JOIN stream_keys AS k ON k.id = s.stream_key_id
+            WHERE s.node = %(node)s AND s.kick_requested_at IS NOT NULL AND s.kicked_at IS NULL
+              AND (%(stream_key_id)s::uuid IS NULL OR s.stream_key_id = %(stream_key_id)s::uuid)
+              AND (%(broadcaster_id)s::uuid IS NULL OR k.broadcaster_id = %(broadcaster_id)s::uuid)
+              AND (%(stream_id)s::uuid IS NULL
+                   OR s.stream_key_id = (SELECT o.stream_key_id FROM streams AS o WHERE o.id = %(stream_id)s::uuid))
+            ORDER BY s.kick_requested_at
+            LIMIT %(limit)s
+            """,
+            {
+                "node": node,
+                "limit": Int8(limit),
+                "stream_id": stream_id and str(stream_id),
+                "stream_key_id": stream_key_id and str(stream_key_id),
+                "broadcaster_id": broadcaster_id and str(broadcaster_id),
+            },
+        ).fetchall()
+
+
+def kicked(conn: Connection, stream_id: UUID) -> None:
+    """The media server has the connection of this stream no more."""
+    conn.execute(
+        """/* streams.kicked */
+        UPDATE streams SET kicked_at = clock_timestamp() WHERE id = %(id)s AND kick_requested_at IS NOT NULL
+        """,
+        {"id": stream_id},
+    )
 
 
 def stop(conn: Connection, stream_id: UUID, *, hold_seconds: int) -> str:

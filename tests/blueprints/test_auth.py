@@ -352,12 +352,13 @@ def test_a_pending_stream_of_the_key_is_not_taken_over(takeover, path, media_ser
 
 
 # What becomes of a newcomer while a stream of its key is live: by takeover, by whether the Control API was ever
-# reached, and by whether it wants the same path.
+# reached, and by whether it wants the same path. (It does not answer here, and no sample tells of growth: what once
+# could be asked and gives no sign of life gives way.)
 TAKEOVERS = [
     ("stalled", False, True, 200),
     ("stalled", False, False, 401),
-    ("stalled", True, True, 401),
-    ("stalled", True, False, 401),
+    ("stalled", True, True, 200),
+    ("stalled", True, False, 200),
     ("always", False, True, 200),
     ("always", False, False, 401),
     ("always", True, True, 200),

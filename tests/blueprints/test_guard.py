@@ -23,6 +23,7 @@ GUARDED = [
     ("PATCH", f"/stream-keys/{ID}"),
     ("DELETE", f"/stream-keys/{ID}"),
     ("GET", "/streams"),
+    ("GET", "/nodes"),
     ("HEAD", "/streams"),
     ("GET", f"/streams/{ID}"),
     ("PATCH", f"/streams/{ID}"),

@@ -120,11 +120,12 @@ def test_files_of_other_names_are_no_migrations(folder):
 
 
 def test_a_file_that_fails_leaves_nothing_of_itself(folder, database_url):
-    (folder / "0003_good.sql").write_text("CREATE TABLE good (id uuid)")
-    (folder / "0004_bad.sql").write_text("CREATE TABLE bad (id uuid); SELECT 1/0")
+    good = f"{len(NAMES) + 1:04}_good"
+    (folder / f"{good}.sql").write_text("CREATE TABLE good (id uuid)")
+    (folder / f"{len(NAMES) + 2:04}_bad.sql").write_text("CREATE TABLE bad (id uuid); SELECT 1/0")
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate.apply(database_url)
-    assert [row["name"] for row in read(database_url, LEDGER)] == [*NAMES, "0003_good"]
+    assert [row["name"] for row in read(database_url, LEDGER)] == [*NAMES, good]
     assert not read(database_url, "SELECT 1 FROM pg_class WHERE relname = 'bad'")
 
 

@@ -1,0 +1,249 @@
+"""What the reconciler reads and writes; each call but `lead` does nothing without the lead of its epoch."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from psycopg.rows import class_row
+
+from streamorch.repositories import Connection, only
+
+
+class Lead(NamedTuple):
+    """An epoch in which this process leads, and the moment of the database at which it was confirmed."""
+
+    epoch: int
+    moment: datetime
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What became of a stream: `what` is 'active' or an end_reason."""
+
+    what: str
+    stream_id: UUID
+    path: str
+
+
+class Outcome(NamedTuple):
+    """What a snapshot changed; see reconcile_v1 in sql/."""
+
+    changes: list[Change]
+    change_count: int
+    missing: list[UUID]
+    strangers: list[str]
+    more: bool
+
+
+class Stranger(NamedTuple):
+    """A live connection that is no open stream's; without a stream nobody ever claimed it."""
+
+    source_id: str
+    stream_id: UUID | None
+    end_reason: str | None
+    is_mistake: bool | None
+
+
+class Known(NamedTuple):
+    """What stands in the table of nodes from ticks before; ages in seconds."""
+
+    api_state: str
+    started_at: datetime | None
+    last_tick_at: datetime | None
+    last_tick_age: float | None
+    unclaimed: list[dict[str, Any]]
+    first_claim_at: datetime | None
+
+
+class Publishers(NamedTuple):
+    """Live publishers as columns; one index is one publisher. `auth_ids`: None where the server does not tell."""
+
+    ids: list[str]
+    auth_ids: list[str | None]
+    paths: list[str]
+    types: list[str]
+
+
+_changes = msgspec.json.Decoder(list[Change])
+
+
+def lead(conn: Connection, *, holder: str, seconds: float, force: bool = False) -> Lead | None:
+    """Take or keep the lead; None while another has it. `force` takes it from whoever has it."""
+    epoch, moment = only(
+        conn,
+        "/* reconciliation.lead */ SELECT epoch, moment FROM lead_v1(%(holder)s, %(seconds)s, %(force)s)",
+        {"holder": holder, "seconds": float(seconds), "force": force},
+    )
+    return None if epoch is None else Lead(epoch, moment)
+
+
+def resign(conn: Connection, epoch: int) -> None:
+    """Let another lead at once."""
+    conn.execute("/* reconciliation.resign */ SELECT resign_v1(%(epoch)s::bigint)", {"epoch": epoch})
+
+
+def known(conn: Connection, node: str) -> Known | None:
+    """What ticks before have seen of a node; None before the first. `first_claim_at`: in this run of the server."""
+    row = conn.execute(
+        """/* reconciliation.known */
+        SELECT n.api_state, n.started_at, n.last_tick_at,
+               extract(epoch FROM clock_timestamp() - n.last_tick_at)::float8, n.unclaimed::text,
+               (SELECT min(s.claimed_at) FROM streams AS s WHERE s.node = n.node AND s.claimed_at >= n.started_seen_at)
+        FROM nodes AS n
+        WHERE n.node = %(node)s
+        """,
+        {"node": node},
+    ).fetchone()
+    if row is None:
+        return None
+    state, started_at, last_tick_at, last_tick_age, unclaimed, first_claim_at = row
+    return Known(state, started_at, last_tick_at, last_tick_age, msgspec.json.decode(unclaimed), first_claim_at)
+
+
+def settle(conn: Connection, epoch: int) -> list[Change] | None:
+    """End what time alone ends: streams of keys without a right, interrupted ones without successor. None: no lead."""
+    (found,) = only(
+        conn, "/* reconciliation.settle */ SELECT changes::text FROM settle_v1(%(epoch)s)", {"epoch": epoch}
+    )
+    return None if found is None else _changes.decode(found)
+
+
+def observe(
+    conn: Connection,
+    epoch: int,
+    *,
+    node: str,
+    sampled_at: datetime,
+    source_ids: Sequence[str],
+    viewers: Sequence[int],
+    received: Sequence[int | None],
+    tracks: Sequence[str | None],
+) -> None:
+    """Statistics of the streams on these connections; `tracks` None: as before."""
+    conn.execute(
+        """/* reconciliation.observe */
+        SELECT observe_v1(%(epoch)s, %(node)s, %(sampled_at)s, %(source_ids)s::text[], %(viewers)s::integer[],
+                          %(received)s::bigint[], %(tracks)s::text[])
+        """,
+        {
+            "epoch": epoch,
+            "node": node,
+            "sampled_at": sampled_at,
+            "source_ids": source_ids,
+            "viewers": viewers,
+            "received": received,
+            "tracks": tracks,
+        },
+    )
+
+
+def reconcile(
+    conn: Connection,
+    epoch: int,
+    *,
+    node: str,
+    snapshot_at: datetime,
+    present: Sequence[str],
+    unknown: Sequence[str],
+    live: Publishers,
+    missing_before: Sequence[UUID],
+    restarted: bool,
+) -> Outcome | None:
+    """Set the open streams of a node right by one snapshot. None: no lead."""
+    changes, count, missing, strangers, more = only(
+        conn,
+        """/* reconciliation.reconcile */
+        SELECT changes::text, change_count, missing, strangers, more
+        FROM reconcile_v1(%(epoch)s, %(node)s, %(snapshot_at)s, %(present)s::text[], %(unknown)s::text[],
+                          %(ids)s::text[], %(auth_ids)s::text[], %(paths)s::text[], %(types)s::text[],
+                          %(missing_before)s::uuid[], %(restarted)s)
+        """,
+        {
+            "epoch": epoch,
+            "node": node,
+            "snapshot_at": snapshot_at,
+            "present": present,
+            "unknown": unknown,
+            **live._asdict(),
+            "missing_before": missing_before,
+            "restarted": restarted,
+        },
+    )
+    if changes is None:
+        return None
+    return Outcome(_changes.decode(changes), count, missing or [], strangers, more)
+
+
+def strangers(
+    conn: Connection, *, node: str, snapshot_at: datetime, source_ids: Sequence[str], auth_ids: Sequence[str]
+) -> list[Stranger]:
+    """What is known of live connections that are no open stream's; those that may be over by now are left out."""
+    with conn.cursor(row_factory=class_row(Stranger)) as cursor:
+        return cursor.execute(
+            """/* reconciliation.strangers */
+            SELECT source_id, stream_id, end_reason, is_mistake
+            FROM strangers_v1(%(node)s, %(snapshot_at)s, %(source_ids)s::text[], %(auth_ids)s::text[])
+            """,
+            {"node": node, "snapshot_at": snapshot_at, "source_ids": source_ids, "auth_ids": auth_ids},
+        ).fetchall()
+
+
+def reopen(conn: Connection, epoch: int, stream_id: UUID, *, source_type: str, source_id: str) -> str:
+    """Open a stream again that is live; 'reopened', 'open', 'not-leading', or why not: then it is to be closed."""
+    return str(
+        only(
+            conn,
+            """/* reconciliation.reopen */
+            SELECT reopen_v1(%(epoch)s, %(stream_id)s, %(source_type)s, %(source_id)s)
+            """,
+            {"epoch": epoch, "stream_id": stream_id, "source_type": source_type, "source_id": source_id},
+        )[0]
+    )
+
+
+def request_kicks(conn: Connection, epoch: int, stream_ids: Sequence[UUID]) -> None:
+    """The connections of these streams are still live although they ended on purpose: close them."""
+    conn.execute(
+        "/* reconciliation.request_kicks */ SELECT request_kicks_v1(%(epoch)s, %(stream_ids)s::uuid[])",
+        {"epoch": epoch, "stream_ids": stream_ids},
+    )
+
+
+def answered(
+    conn: Connection,
+    epoch: int,
+    *,
+    node: str,
+    version: str | None,
+    started_at: datetime | None,
+    snapshot_at: datetime,
+    is_complete: bool,
+    unclaimed: list[dict[str, Any]] | None,
+) -> None:
+    """The media server answered; `is_complete`: every list, so that this snapshot is one to compare with."""
+    conn.execute(
+        """/* reconciliation.answered */
+        SELECT node_answered_v1(%(epoch)s, %(node)s, %(version)s, %(started_at)s::timestamptz, %(snapshot_at)s,
+                                %(is_complete)s, %(unclaimed)s::jsonb)
+        """,
+        {
+            "epoch": epoch,
+            "node": node,
+            "version": version,
+            "started_at": started_at and started_at.isoformat(),
+            "snapshot_at": snapshot_at,
+            "is_complete": is_complete,
+            "unclaimed": None if unclaimed is None else msgspec.json.encode(unclaimed).decode(),
+        },
+    )
+
+
+def failed(conn: Connection, epoch: int, *, node: str, state: str) -> int | None:
+    """The media server gave no answer ('refused', 'silent', 'unauthorized'); how many streams were lost with it."""
+    lost: int | None = only(
+        conn,
+        "/* reconciliation.failed */ SELECT node_failed_v1(%(epoch)s, %(node)s, %(state)s)",
+        {"epoch": epoch, "node": node, "state": state},
+    )[0]
+    return lost
