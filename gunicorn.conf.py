@@ -88,9 +88,10 @@ def when_ready(server: object) -> None:
 
 
 def worker_exit(server: object, worker: Worker) -> None:
-    """Close the pool, so that PostgreSQL sees its sessions end and not vanish."""
+    """End the reconciler, so that another worker leads at once, and PostgreSQL sees its sessions end and not vanish."""
     app = getattr(worker, "wsgi", None)  # missing in a worker that could not load it
     if app is not None:
+        app.extensions["streamorch.reconciler"].stop()
         app.extensions["streamorch"].database.close()
 
 

@@ -1,8 +1,16 @@
 """The `streamorch` command. What goes wrong at start is one line on standard error, never a traceback."""
 
-import json
 import os
+import signal
 import sys
+
+if (__name__ == "__main__" or sys.argv[0].endswith("/streamorch")) and (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    # A Ctrl-C while the rest is imported ends the command without a traceback; `run` catches it later.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -13,10 +21,12 @@ import flask
 import msgspec
 import psycopg
 
-from streamorch import __version__, keys, local, paths, problems, urls
+from streamorch import __version__, keys, local, mediamtx_config, paths, problems, urls
 from streamorch.app import create_app
-from streamorch.blueprints import moment
-from streamorch.repositories import Connection, Database
+from streamorch.blueprints import Service, moment
+from streamorch.mediamtx import ControlAPI
+from streamorch.reconciler import LostLead, Reconciler
+from streamorch.repositories import Connection, Database, connect
 from streamorch.repositories import broadcasters as broadcaster_rows
 from streamorch.repositories import migrate as migrations
 from streamorch.repositories import stream_keys as key_rows
@@ -75,6 +85,29 @@ def migrate() -> None:
     with one_line():
         for name in migrations.apply(_database_url()) or ["schema is current"]:
             click.echo(name)
+
+
+@main.command("mediamtx-config")
+@click.option("--snippet", is_flag=True, help="Only the keys to merge into a configuration of your own.")
+@click.option(
+    "--hooks",
+    type=click.Choice(mediamtx_config.HOOKS),
+    default="curl",
+    show_default=True,
+    help="What brings the hooks. None of the container images of MediaMTX has curl; the -ffmpeg ones have wget.",
+)
+@click.option("--for", "version", metavar="VERSION", help="The MediaMTX that it is for, if older than v1.19.3.")
+def show_mediamtx_config(snippet: bool, hooks: str, version: str | None) -> None:
+    """Print MediaMTX's configuration for these settings, with the callback secret in it."""
+    try:
+        suits = mediamtx_config.parse_version(version) if version else mediamtx_config.CURRENT
+    except ValueError as error:
+        raise Failure(f"--for: {error}") from None
+    with one_line():
+        unused = {"API_SECRET": "unused", "DATABASE_URL": "postgresql:///unused"}
+        settings = Settings.from_env(unused | _environ_without(*unused))
+        made = (mediamtx_config.snippet if snippet else mediamtx_config.config)(settings, hooks=hooks, version=suits)
+    click.echo(made, nl=False)
 
 
 @main.group()
@@ -165,22 +198,50 @@ def revoke_key(stream_key_id: UUID) -> None:
     click.echo({"revoked": "revoked", "already": "it was revoked before"}[outcome])
 
 
+@main.command()
+@click.option("--once", is_flag=True, required=True, help="One tick; the service itself does one every two seconds.")
+def reconcile(once: bool) -> None:
+    """Hold the streams against the media server now, set them right, and print what was seen and done."""
+    with one_line():
+        settings = Settings.from_env(os.environ)
+        migrations.check(settings.database_url)
+        api = ControlAPI(
+            settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
+        )
+        reconciler = Reconciler(settings, api)
+        with connect(settings.database_url) as conn:
+            try:
+                report = reconciler.tick(conn, force=True)
+            except LostLead:
+                raise Failure("another process took the lead meanwhile; try again") from None
+            finally:
+                reconciler.resign(conn)
+    if report is None:
+        raise Failure("another process leads")
+    click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+
+
 def application() -> flask.Flask:
-    """What a worker of gunicorn serves: with a connection at hand, if the database is there."""
+    """What a worker of gunicorn serves: with a connection at hand, if the database is there, and a reconciler."""
     app = create_app(Settings.from_env(os.environ))
-    app.extensions["streamorch"].database.await_connection()
+    service: Service = app.extensions["streamorch"]
+    service.database.await_connection()
+    reconciler = Reconciler(service.settings, service.api)
+    app.extensions["streamorch.reconciler"] = reconciler
+    reconciler.start()
     return app
 
 
 def _settings() -> Settings:
     """The settings of a command that serves nobody; without a DATABASE_URL, the database of a running `run`."""
-    environ = {
-        "API_SECRET": "unused",
-        **{name: value for name, value in os.environ.items() if "API_SECRET" not in name},
-    }
+    environ = {"API_SECRET": "unused", **_environ_without("API_SECRET")}
     if not any(environ.get(name) for name in ("DATABASE_URL", "DATABASE_URL_FILE")):
         environ["DATABASE_URL"] = local.running_database_url(environ)
     return Settings.from_env(environ)
+
+
+def _environ_without(*names: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not any(left_out in name for left_out in names)}
 
 
 def _database_url() -> str:

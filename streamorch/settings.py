@@ -41,6 +41,7 @@ class Settings:
     callback_url: str
     callback_secret: str | None
     media_urls: MediaURLs
+    mediamtx_bin: str | None
     mediamtx_api_url: str
     mediamtx_api_user: str
     mediamtx_api_passwords: tuple[str, ...]
@@ -98,6 +99,7 @@ class Settings:
             callback_url=env.url("CALLBACK_URL", f"http://127.0.0.1:{api_port}", ("http", "https")).rstrip("/"),
             callback_secret=env.secret("MEDIAMTX_CALLBACK_SECRET"),
             media_urls=_media_urls(env),
+            mediamtx_bin=env.unless_off("MEDIAMTX_BIN", "mediamtx"),
             mediamtx_api_url=env.url("MEDIAMTX_API_URL", "http://localhost:9997", ("http", "https")).rstrip("/"),
             mediamtx_api_user=env.text("MEDIAMTX_API_USER", "streamorch"),
             mediamtx_api_passwords=(password,)
@@ -139,6 +141,10 @@ class _Reader:
 
     def text(self, name: str, default: str) -> str:
         return self._raw(name) or default
+
+    def unless_off(self, name: str, default: str) -> str | None:
+        value = self.text(name, default)
+        return None if value.lower() == "off" else value
 
     def secret(self, name: str) -> str | None:
         value = self._raw(name)

@@ -23,26 +23,45 @@ import pytest
 import requests
 from psycopg import sql
 
+from streamorch import mediamtx_config
 from streamorch.repositories import migrate
+from streamorch.settings import Settings
+from tests.test_mediamtx_config import Publisher, free_ports, places
 
 TOP = Path(__file__).resolve().parent.parent
 PATIENCE = 60
 AWAY = "postgresql://team:hunter2@127.0.0.1:9/none"
 
 
+# As much of MediaMTX as `run` sees.
+FAKE_MEDIAMTX = f"""#!{sys.executable}
+import os, pathlib, re, signal, socket, sys
+if sys.argv[1:] == ["--version"]:
+    sys.exit(print("v1.18.2"))
+signal.signal(signal.SIGINT, lambda *_: sys.exit(print("INF closing", flush=True)))
+print("INF", *sorted(os.environ), flush=True)
+if "FAKE_ERROR" in os.environ:
+    print("2026/01/01 00:00:00 ERR", os.environ["FAKE_ERROR"], flush=True)
+    sys.exit(1)
+host, port = re.search(r"apiAddress: (\\S+):(\\d+)", pathlib.Path(sys.argv[1]).read_text()).groups()
+with socket.create_server((host, int(port))) as server:
+    while True:
+        server.accept()[0].close()
+"""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 class Program:
     """`python -m streamorch ...` in a session of its own, as a terminal starts it. Its lines are read as they come."""
 
     def __init__(self, *arguments: str, cwd: Path = TOP, **environ: str):
-        ours = ("API_", "DATABASE_", "STREAMORCH_", "MEDIAMTX_", "PG")
+        ours = ("API_", "DATABASE_", "STREAMORCH_", "MEDIAMTX_", "MTX_", "PG")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        # Only the tests of it start a MediaMTX, be there one on PATH or not.
+        inherited["MEDIAMTX_BIN"] = "off"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "streamorch", *arguments],
             cwd=cwd,
@@ -139,12 +158,13 @@ def bare_url(postgresql: psycopg.Connection[Any]) -> str:
 
 
 def is_over(home: Path) -> bool:
-    """Has the service let go of its lock, and PostgreSQL of its data?"""
-    with (home / "service.lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    """Have the service and MediaMTX let go of their locks, and PostgreSQL of its data?"""
+    for name in ("service.lock", "mediamtx.lock"):
+        with (home / name).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
     return not (home / "postgres" / "postmaster.pid").exists()
 
 
@@ -182,15 +202,12 @@ class TestRun:
     def test_the_commands_it_shows_lead_to_a_live_stream_and_the_data_stays(self, run, home):
         first = run()
         url = first.wait_for("is ready").split()[-1]
-        first.wait_for("/webhook/not-ready")
+        first.wait_for("mediamtx mediamtx.yml")
         shown = "\n".join(first.lines)
         secret = (home / "api_secret").read_text().strip()
         assert secret not in shown
         assert str(home / "api_secret") in first.wait_for("The API secret is in")
         assert (home / "api_secret").stat().st_mode & 0o777 == 0o600
-        assert "authMethod: http" in shown
-        assert f"authHTTPAddress: {url}/auth" in shown
-
         # As printed, up to the encoder.
         commands = shown[shown.index("  SECRET=") : shown.index("  ffmpeg")]
         rtmp_url = shell(f'{commands}\necho "$RTMP_URL"')
@@ -204,7 +221,9 @@ class TestRun:
             "password": "",
         }
         assert requests.post(f"{url}/auth", json=asked, timeout=5).status_code == 200
-        hook = found(r"curl .*webhook/ready", re.sub(r"\s+", " ", shown[shown.index("runOnReady") :])).group()
+        config = shell(found(r"\S+ -m streamorch mediamtx-config", shown).group(), API_PORT=url.rpartition(":")[2])
+        assert f"authHTTPAddress: {url}/auth" in config
+        hook = found(r"curl -sS .*?webhook/ready", re.sub(r"\s+", " ", config)).group()
         shell(hook.replace("$MTX_PATH", path).replace("$MTX_SOURCE_TYPE", "rtmpConn").replace("$MTX_SOURCE_ID", "c1"))
         api = {"Authorization": f"Bearer {secret}"}
         assert [s["path"] for s in requests.get(f"{url}/streams", headers=api, timeout=5).json()["streams"]] == [path]
@@ -214,8 +233,11 @@ class TestRun:
         assert first.complaints == []
         assert is_over(home)
 
+        os.truncate(home / "postgres" / "server.log", 6_000_000)
         again = run()
         url = again.wait_for("is ready").split()[-1]
+        assert (home / "postgres" / "server.log.1").stat().st_size == 6_000_000
+        assert (home / "postgres" / "server.log").stat().st_size < 10_000
         assert requests.get(f"{url}/broadcasters", headers=api, timeout=5).json()["count"] == 1
         assert again.end() == 0
         assert is_over(home)
@@ -287,6 +309,159 @@ class TestRun:
         migrate.check(bare_url)
         assert not (home / "postgres").exists()
         assert not (home / "api_secret").exists()
+
+
+@pytest.mark.slow
+class TestRunWithMediaMTX:
+    @pytest.fixture
+    def api_url(self) -> str:
+        return f"http://localhost:{free_port()}"
+
+    @pytest.fixture
+    def fake(self, tmp_path: Path) -> str:
+        program = tmp_path / "a fake"
+        program.write_text(FAKE_MEDIAMTX)
+        program.chmod(0o700)
+        return str(program)
+
+    @pytest.fixture
+    def run(self, start: Callable[..., Program], home: Path, bare_url: str, api_url: str, fake: str) -> Any:
+        """`streamorch run` with the fake, from a home that has a database elsewhere."""
+        given = {"DATABASE_URL": bare_url, "API_SECRET": "s3cret", "STREAMORCH_HOME": str(home), "MEDIAMTX_BIN": fake}
+        given |= {"API_PORT": str(free_port()), "MEDIAMTX_API_URL": api_url}
+        return lambda **environ: start("run", **given | environ)
+
+    def test_it_runs_with_a_configuration_for_these_settings(self, run, home, api_url):
+        program = run(MEDIAMTX_CALLBACK_SECRET="hush $1", http_proxy="http://127.0.0.1:9", MTX_SRTADDRESS=":1")
+        line = program.wait_for("MediaMTX v1.18.2 is running (")
+        url = program.wait_for("is ready").split()[-1]
+        program.wait_for("MediaMTX v1.18.2 is running, and asks streamorch")
+        assert str(home / "mediamtx.log") in line
+        assert not any("mediamtx-config" in line or "hush" in line for line in program.lines)
+        settings = Settings.from_env(
+            {
+                "DATABASE_URL": "postgresql:///x",
+                "API_SECRET": "s3cret",
+                "CALLBACK_URL": url,
+                "MEDIAMTX_API_URL": api_url,
+                "MEDIAMTX_CALLBACK_SECRET": "hush $1",
+            }
+        )
+        hooks = next((tool for tool in ("curl", "wget") if shutil.which(tool)), "none")
+        file = home / "mediamtx.yml"
+        assert file.read_text() == mediamtx_config.config(settings, hooks=hooks, version=(1, 18, 2))
+        assert file.stat().st_mode & 0o777 == 0o600
+        names = (home / "mediamtx.log").read_text().split()
+        assert "MTX_SRTADDRESS" in names
+        assert not [name for name in names if "SECRET" in name or "DATABASE" in name or "proxy" in name]
+        program.press_ctrl_c()
+        assert program.exit_code() == 0
+        assert program.complaints == []
+        assert "INF closing" in (home / "mediamtx.log").read_text()
+        assert is_over(home)
+
+    def test_it_is_started_again_when_it_dies_and_the_service_goes_on(self, run, home):
+        program = run()
+        url = program.wait_for("is ready").split()[-1]
+        for pause in (1, 2):
+            pid = int((home / "mediamtx.lock").read_text())
+            os.kill(pid, signal.SIGKILL)
+            log = home / "mediamtx.log"
+            program.wait_for(
+                f"MediaMTX v1.18.2 has stopped by itself (SIGKILL, see {log}) and is started again in {pause} s"
+            )
+            deadline = time.monotonic() + PATIENCE
+            while (home / "mediamtx.lock").read_text() in ("", str(pid)):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert requests.get(f"{url}/livez", timeout=5).status_code == 200
+        assert program.end() == 0
+        assert is_over(home)
+
+    def test_one_that_cannot_start_is_let_be_and_the_greeting_tells_how(self, run, home):
+        program = run(FAKE_ERROR="listen tcp :1935: bind: address already in use")
+        program.wait_for("MediaMTX v1.18.2 is not started: listen tcp :1935: bind: address already in use")
+        program.wait_for("-m streamorch mediamtx-config")
+        time.sleep(2.5)
+        assert not any("started again" in line for line in program.lines)
+        assert program.end() == 0
+        assert is_over(home)
+
+    def test_one_that_is_there_already_is_left_alone(self, run, home, api_url):
+        with socket.create_server(("127.0.0.1", int(api_url.rpartition(":")[2]))):
+            program = run()
+            program.wait_for("MediaMTX v1.18.2 is not started: something answers on MEDIAMTX_API_URL already")
+            program.wait_for("-m streamorch mediamtx-config")
+            assert program.end() == 0
+        assert not (home / "mediamtx.yml").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "value", "reason"),
+        [
+            ("MEDIAMTX_API_URL", "http://192.0.2.1:9997", "MEDIAMTX_API_URL names another machine"),
+            ("MEDIAMTX_API_URL", "https://localhost", "MEDIAMTX_API_URL is https, for which it would need"),
+            ("MEDIAMTX_BIN", sys.executable, f"{sys.executable}: 'Python 3"),
+        ],
+    )
+    def test_where_it_would_not_help_a_line_says_why(self, name, value, reason, run):
+        program = run(**{name: value})
+        program.wait_for(f"MediaMTX is not started: {reason}")
+        program.wait_for("is ready")
+        assert program.end() == 0
+
+    def test_a_program_that_is_not_there_stops_the_start(self, run):
+        assert one_line(run(MEDIAMTX_BIN="/no/mediamtx")) == "streamorch: MEDIAMTX_BIN: /no/mediamtx is no program"
+
+    def test_what_a_killed_run_leaves_behind_is_ended(self, run, home):
+        killed = run()
+        killed.wait_for("is ready")
+        killed.process.kill()
+        killed.process.wait()
+        left = (home / "mediamtx.lock").read_text()
+        again = run()
+        again.wait_for(f"stopping the MediaMTX that an earlier run left behind (process {left})")
+        again.wait_for("MediaMTX v1.18.2 is running, and")
+        assert "INF closing" in (home / "mediamtx.log").read_text()
+        assert again.end() == 0
+        assert is_over(home)
+
+    @pytest.mark.mediamtx
+    def test_a_real_one_takes_a_stream_and_its_end_is_told_before_the_service_stops(self, run):
+        binary = shutil.which(os.environ.get("MEDIAMTX_BIN") or "mediamtx")
+        if not binary:
+            pytest.skip("no MediaMTX on PATH, and none named by MEDIAMTX_BIN")
+        rtsp = free_port()
+        environ = {"MEDIAMTX_BIN": binary, "MEDIAMTX_CALLBACK_SECRET": "a $b", **places(rtsp)}
+        program = run(**environ)
+        url = program.wait_for("is ready").split()[-1]
+        program.wait_for("is running, and asks streamorch")
+        with requests.Session() as api:
+            api.headers["Authorization"] = "Bearer s3cret"
+            broadcaster = api.post(f"{url}/broadcasters", json={"display_name": "B"}, timeout=5).json()["id"]
+            key = api.post(
+                f"{url}/stream-keys", json={"broadcaster_id": broadcaster, "path": "live/a"}, timeout=5
+            ).json()
+            publisher = Publisher(f"rtsp://127.0.0.1:{rtsp}/live/a?key={key['key_value']}")
+            deadline = time.monotonic() + PATIENCE
+            while api.get(f"{url}/streams", timeout=5).json()["count"] != 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert program.end() == 0
+            publisher.leave()
+            again = run(**environ)
+            url = again.wait_for("is ready").split()[-1]
+            (stream,) = api.get(f"{url}/streams?status=ended", timeout=5).json()["streams"]
+            assert (stream["path"], stream["end_reason"]) == ("live/a", "disconnected")
+            assert again.end() == 0
+
+
+def test_a_ctrl_c_while_it_is_still_loading_shows_no_traceback(start, tmp_path):
+    (tmp_path / "click.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    program = start("run", PYTHONPATH=f"{tmp_path}{os.pathsep}{TOP}")
+    program.wait_for("loading")
+    program.press_ctrl_c()
+    assert program.exit_code() == -signal.SIGINT
+    assert program.error_lines == []
 
 
 class TestFailures:
