@@ -23,7 +23,9 @@ from typing import NamedTuple
 import click
 import psycopg
 
-from streamorch import keys, local
+from bench import reconcile
+from streamorch import keys
+from streamorch.postgres import Postgres
 from streamorch.repositories import migrate
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -57,28 +59,32 @@ def main(wanted: str | None) -> None:
     """Measure, and print the table."""
     with tempfile.TemporaryDirectory(prefix="streamorch-bench-") as folder:
         Path(folder).chmod(0o711)  # the database server runs as a user of its own when root starts it
-        postgres = local.Postgres(Path(folder) / "postgres")
-        postgres.start()
-        try:
-            migrate.apply(postgres.url)
-            own = ("--config", str(_ROOT / "gunicorn.conf.py"))
-            # devnull: gunicorn would read the service's own configuration from this folder.
-            bare = (
-                "--config",
-                os.devnull,
-                "--worker-class",
-                "gthread",
-                "--workers",
-                "2",
-                "--threads",
-                "4",
-                "bench.floor:app",
-            )
-            with _gunicorn(*own, database_url=postgres.url) as service, _gunicorn(*bare) as floor:
-                _measure(service, floor, _cases(postgres.url), wanted or "")
-                click.echo(f"resident memory of each worker: {_worker_megabytes(service)} MB")
-        finally:
-            postgres.stop()
+        if (wanted or "") in reconcile.NAME:
+            with _database(Path(folder) / "reconcile") as url:
+                reconcile.measure(url)
+        if wanted != reconcile.NAME:
+            with _database(Path(folder) / "postgres") as url:
+                _measure_answers(url, wanted or "")
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[str]:
+    postgres = Postgres(folder)
+    postgres.start()
+    try:
+        migrate.apply(postgres.url)
+        yield postgres.url
+    finally:
+        postgres.stop()
+
+
+def _measure_answers(database_url: str, wanted: str) -> None:
+    own = ("--config", str(_ROOT / "gunicorn.conf.py"))
+    # devnull: gunicorn would read the service's own configuration from this folder.
+    bare = ("--config", os.devnull, "--worker-class", "gthread", "--workers", "2", "--threads", "4", "bench.floor:app")
+    with _gunicorn(*own, database_url=database_url) as service, _gunicorn(*bare) as floor:
+        _measure(service, floor, _cases(database_url), wanted)
+        click.echo(f"resident memory of each worker: {_worker_megabytes(service)} MB")
 
 
 class Server(NamedTuple):

@@ -62,6 +62,13 @@ CREATE TABLE stream_stats (
     CONSTRAINT stream_stats_media_known CHECK (media IN ('flowing', 'stalled'))
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1);
 
+-- A column of values, a line for each and an empty one for NULL: for ten thousand of them cheaper to
+-- write, and to read, than an array.
+CREATE FUNCTION lines_v1(p_text text) RETURNS text[]
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT string_to_array(p_text, E'\n', '')
+$$;
+
 -- --- the leader -------------------------------------------------------------------------------------------
 
 -- Take or keep the lead for p_seconds. epoch is NULL when another leads. A lease that ran out

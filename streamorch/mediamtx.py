@@ -82,7 +82,7 @@ class Info(msgspec.Struct, frozen=True):
         return all(n.isdigit() for n in numbers) and tuple(map(int, numbers)) >= _RTSP_SESSION_IN_AUTH
 
 
-class Connection(msgspec.Struct, frozen=True):
+class Connection(msgspec.Struct, frozen=True, gc=False):
     """One item of a connection or session list."""
 
     id: str
@@ -98,12 +98,12 @@ class Connection(msgspec.Struct, frozen=True):
         return self.bytesReceived if self.inboundBytes is None else self.inboundBytes
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _Named(msgspec.Struct, frozen=True, gc=False):
     type: str = ""
     id: str = ""
 
 
-class Path(msgspec.Struct, frozen=True):
+class Path(msgspec.Struct, frozen=True, gc=False):
     """One item of the list of paths."""
 
     name: str

@@ -407,12 +407,8 @@ def use_reconciliation(conn: Connection, text: str) -> None:
 
 
 def test_each_statement_is_prepared_once_whatever_its_values(conn):
-    """But those of the reconciler that take lists, on its own connection: an empty list is of no type."""
     use_everything(conn)
-    lists = ("reconcile", "observe", "strangers", "request_kicks")
-    of_lists = tuple(f"/* reconciliation.{name} */" for name in lists)
-    counts = {text: count for text, count in Counter(prepared(conn)).items() if not text.startswith(of_lists)}
-    assert {text: count for text, count in counts.items() if count > 1} == {}
+    assert {text: count for text, count in Counter(prepared(conn)).items() if count > 1} == {}
 
 
 def test_each_statement_of_the_repositories_begins_with_its_name(conn):

@@ -16,13 +16,13 @@ import flask
 import msgspec
 import psycopg
 
-from streamorch import keys, kicks, signing
+from streamorch import keys, kicks, mediamtx_config, signing
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import Database
 from streamorch.repositories import streams as stream_rows
-from streamorch.settings import Settings
+from streamorch.settings import SettingError, Settings
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Told = TypeVar("Told", bound=msgspec.Struct)
@@ -89,7 +89,23 @@ def require_media_server() -> None:
     authorization = flask.request.headers.get("Authorization", "")
     given = signing.basic_password(authorization) or signing.bearer(authorization) or ""
     if not signing.matches(given, (secret,)):
+        flask.current_app.logger.warning(
+            "callback without the right secret",
+            extra={"path": flask.request.path, "reason": "wrong" if given else "missing", "mend": _mending_line()},
+        )
         raise Problem("unauthorized", "the callback secret is missing or not right")
+
+
+def _mending_line() -> str:
+    """The line of mediamtx.yml that this callback should have come by, with the word SECRET in the secret's place."""
+    settings = service().settings
+    try:
+        if flask.request.path == "/auth":
+            return f"authHTTPAddress: {mediamtx_config.auth_address(settings)}"
+        start, end = mediamtx_config.hook_lines(settings)
+    except SettingError as error:
+        return str(error)
+    return f"runOnOnline: {start}" if flask.request.path == "/webhook/ready" else f"runOnOffline: {end}"
 
 
 def node() -> str:
