@@ -481,9 +481,20 @@ LANGUAGE sql AS $$
     WHERE s.id IS NULL OR s.ended_at < p_snapshot_at - interval '0.5 seconds'
 $$;
 
+-- Is a key bound to this path that may publish?
+CREATE FUNCTION path_bound_v1(p_path text) RETURNS boolean
+LANGUAGE sql AS $$
+    SELECT EXISTS (
+        SELECT 1
+        FROM stream_keys AS k
+        JOIN broadcasters AS b ON b.id = k.broadcaster_id
+        WHERE k.path = p_path AND k.revoked_at IS NULL AND k.disabled_at IS NULL AND b.disabled_at IS NULL
+          AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp()))
+$$;
+
 -- Open a stream again whose connection is live although its end was recorded. outcome: 'reopened',
 -- 'open' (it was), 'not-leading', or why it may not be: an end_reason of its key, 'stopped',
--- 'stream-key-in-use', 'path-in-use'; then its connection is to be closed.
+-- 'path-not-allowed', 'stream-key-in-use', 'path-in-use'; then its connection is to be closed.
 CREATE FUNCTION reopen_v1(
     p_epoch bigint, p_stream_id uuid, p_source_type text, p_source_id text, OUT outcome text)
 LANGUAGE plpgsql AS $$
@@ -519,12 +530,16 @@ BEGIN
             WHEN EXISTS (SELECT 1 FROM stream_keys AS k
                          WHERE k.id = target.stream_key_id AND k.hold_until > moment)
             THEN 'stopped'
+            WHEN EXISTS (SELECT 1 FROM stream_keys AS k WHERE k.id = target.stream_key_id AND k.path <> target.path)
+            THEN 'path-not-allowed'
             WHEN EXISTS (SELECT 1 FROM streams AS s
                          WHERE s.ended_at IS NULL AND s.started_at IS NOT NULL AND s.stream_key_id = target.stream_key_id)
             THEN 'stream-key-in-use'
             WHEN EXISTS (SELECT 1 FROM streams AS s
                          WHERE s.ended_at IS NULL AND s.stream_key_id <> target.stream_key_id
                            AND s.node = target.node AND s.path = target.path)
+                 OR NOT EXISTS (SELECT 1 FROM stream_keys AS k WHERE k.id = target.stream_key_id AND k.path IS NOT NULL)
+                    AND path_bound_v1(target.path)
             THEN 'path-in-use'
         END);
     IF outcome IS NOT NULL THEN
@@ -747,7 +762,10 @@ BEGIN
     moment := clock_timestamp();
     outcome := key_refusal_v1(target.stream_key_id);
     IF outcome IS NOT NULL THEN
-        UPDATE streams AS s SET ended_at = moment, end_reason = outcome, kick_requested_at = moment WHERE s.id = target.id;
+        UPDATE streams AS s SET
+            ended_at = moment, end_reason = outcome, kick_requested_at = moment,
+            source_type = p_source_type, source_id = p_source_id -- by which an RTSP publisher is found
+        WHERE s.id = target.id;
         RETURN;
     END IF;
 

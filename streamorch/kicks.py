@@ -5,9 +5,9 @@ The order is commit, deny, kick, verify: an encoder reconnects at once, and must
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator
 
-from streamorch.mediamtx import ControlAPI, NoAnswer
+from streamorch.mediamtx import ControlAPI, NoAnswer, NoList, Refused, Unauthorized
 from streamorch.repositories.streams import Kick
 
 log = logging.getLogger(__name__)
@@ -17,37 +17,36 @@ _VERIFY_SECONDS = 0.3
 _PAUSE_SECONDS = 0.02
 
 
-def carry_out(
-    api: ControlAPI, kicks: Sequence[Kick], *, may_go_on: Callable[[], bool], done: Callable[[Kick], None]
-) -> int:
-    """Close these connections, each while `may_go_on`; returns how many are gone, each told to `done`.
+def carry_out(api: ControlAPI, kicks: Iterable[Kick]) -> Iterator[tuple[Kick, bool]]:
+    """Close these connections, one by one, each when it is asked for; with each: is it gone?
 
     What does not answer, or is still there, is left to the reconciler, which asks again at every tick.
     """
-    gone = 0
     for kick in kicks:
-        if not may_go_on():
-            break
         try:
             is_gone = _close(api, kick)
         except NoAnswer as error:
             log.warning("kick without an answer", extra=_facts(kick) | {"reason": str(error)})
-            break
-        log.info("kicked" if is_gone else "kicked, and still there", extra=_facts(kick))
-        if is_gone:
-            gone += 1
-            done(kick)
-    return gone
+            if isinstance(error, (Refused, Unauthorized)):
+                return  # the others would fare no better
+            is_gone = False
+        else:
+            log.info("kicked" if is_gone else "still connected", extra=_facts(kick))
+        yield kick, is_gone
 
 
 def _close(api: ControlAPI, kick: Kick) -> bool:
     """Is it gone now? It may have been gone before."""
-    api.close(kick.protocol, kick.connection_id, kick.path, seconds=_REQUEST_SECONDS)
-    deadline = time.monotonic() + _VERIFY_SECONDS
-    while api.connection(kick.protocol, kick.connection_id, seconds=_REQUEST_SECONDS) is not None:
-        if time.monotonic() > deadline:
+    try:
+        if not api.close(kick.protocol, kick.connection_id, kick.path, seconds=_REQUEST_SECONDS):
             return False
-        time.sleep(_PAUSE_SECONDS)
+        deadline = time.monotonic() + _VERIFY_SECONDS
+        while api.connection(kick.protocol, kick.connection_id, seconds=_REQUEST_SECONDS) is not None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE_SECONDS)
+    except NoList:
+        pass  # nobody publishes by a protocol that is switched off
     return True
 
 

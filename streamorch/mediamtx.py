@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 import requests
 import requests.auth
+import urllib3
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -35,6 +36,7 @@ SOURCE_LISTS = {
     "rtspsSession": "rtspssessions",
     "srtConn": "srtconns",
     "webRTCSession": "webrtcsessions",
+    "webrtcSession": "webrtcsessions",  # v1.9
     "moqSession": "moqsessions",
 }
 # The server's own reader for HLS, before each viewer had a session (v1.18).
@@ -63,6 +65,10 @@ class Refused(NoAnswer):
 
 class Unauthorized(NoAnswer):
     """The server does not accept our credential for its Control API."""
+
+
+class NoList(NoAnswer):
+    """The server has no list of that protocol: it is switched off, and nobody publishes by it."""
 
 
 class _NoRoute(Exception):
@@ -205,7 +211,7 @@ class ControlAPI:
     def connection(self, protocol: str, connection_id: str, *, seconds: float) -> Connection | None:
         """The publisher of a protocol by the id that auth, hook or list gave; None when no list of it has that id.
 
-        NoAnswer also when the server has no list of that protocol at all: then nobody knows.
+        NoList when the server has none of that protocol at all: this may be another server.
         """
         exists = False
         for name in LISTS.get(protocol, ()) + (RTSP_CONNECTIONS if protocol == "rtsp" else ()):
@@ -217,15 +223,19 @@ class ControlAPI:
             if found is not None:
                 return _decoded(_connection, found)
         if not exists:
-            raise NoAnswer("the server has no list of this protocol")
+            raise NoList("the server has no list of this protocol")
         return None
 
-    def close(self, protocol: str, connection_id: str, path: str, *, seconds: float) -> None:
-        """Close the connection of a publisher; that it is gone already is no error. See `connection` whether it is."""
+    def close(self, protocol: str, connection_id: str, path: str, *, seconds: float) -> bool:
+        """Have the connection of a publisher closed; `connection` tells when it is gone. It may have been gone before.
+
+        False when it can only be waited for: an RTSP publisher that is not live yet. (`seconds` bounds each of up to
+        six requests.)
+        """
         if protocol == "rtsp":
-            self._close_rtsp(connection_id, path, seconds)
-        else:
-            self.kick(protocol, connection_id, seconds=seconds)
+            return self._close_rtsp(connection_id, path, seconds)
+        self.kick(protocol, connection_id, seconds=seconds)
+        return True
 
     def kick(self, protocol: str, connection_id: str, *, seconds: float) -> None:
         """Close a connection by its id, in whatever list of its protocol it stands."""
@@ -237,7 +247,7 @@ class ControlAPI:
             if done is not None:
                 return
 
-    def _close_rtsp(self, connection_id: str, path: str, seconds: float) -> None:
+    def _close_rtsp(self, connection_id: str, path: str, seconds: float) -> bool:
         """Cut an RTSP publisher off by a configuration entry for its path that comes and goes.
 
         Kicking it is no way: from v1.15 to v1.20.1 the server takes the stream from a session whose callback still
@@ -251,8 +261,13 @@ class ControlAPI:
         if settled is not None and settled.maxReaders == _MARK:  # ours, left behind half done
             self._call("DELETE", f"/v3/config/paths/delete/{name}", seconds)
         found = self.connection("rtsp", connection_id, seconds=seconds)
-        if found is None or found.state != "publish":
-            return
+        if found is not None and found.session is not None:  # by the id of its connection, before v1.19.3
+            connection_id = found.session
+            found = self.connection("rtsp", connection_id, seconds=seconds)
+        if found is None:
+            return True
+        if found.state != "publish":
+            return False
         if settled is None:
             self._call("POST", f"/v3/config/paths/add/{name}", seconds, {"maxReaders": _MARK})
             self._call("DELETE", f"/v3/config/paths/delete/{name}", seconds)
@@ -262,6 +277,7 @@ class ControlAPI:
             self._call("PATCH", f"/v3/config/paths/patch/{name}", seconds, {"sourceOnDemandCloseAfter": other})
         if self.info(seconds=seconds).version is None:
             self._kick_rtsp_of_old(connection_id, seconds)
+        return True
 
     def _kick_rtsp_of_old(self, connection_id: str, seconds: float) -> None:
         """Up to v1.12.2 an entry leaves live paths alone, and a kick is safe. (No version is told before v1.15.2.)"""
@@ -285,10 +301,10 @@ class ControlAPI:
                 stream=True,
             ) as reply:
                 content = b"".join(_until(deadline, reply))
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:  # the latter while it is read
             # Without the URL, which may hold a credential.
             raise (Refused("refused") if _is_refused(error) else NoAnswer(type(error).__name__)) from None
-        if reply.ok:
+        if 200 <= reply.status_code < 300:
             return content
         if reply.status_code in (401, 403):
             raise Unauthorized("the server does not accept our credential")
@@ -311,7 +327,7 @@ class ControlAPI:
 
 def _until(deadline: float, reply: requests.Response) -> Iterator[bytes]:
     """The body; a server that drips it is as good as silent."""
-    for chunk in reply.iter_content(_CHUNK):
+    while chunk := reply.raw.read1(_CHUNK, decode_content=True):  # what is there, not all of a chunk
         yield chunk
         if time.monotonic() > deadline:
             raise requests.ReadTimeout

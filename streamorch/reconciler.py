@@ -87,6 +87,7 @@ class Reconciler:
         self._leads_until = 0.0
         self._missing: list[uuid.UUID] = []
         self._tracks: dict[str, bytes] = {}
+        self._kicks_tried: dict[uuid.UUID, int] = {}
         self._deaf_checked_at = 0.0
 
     def start(self) -> None:
@@ -383,17 +384,27 @@ class Reconciler:
                 return
             protocol = next(of for of, names in LISTS.items() if SOURCE_LISTS[entry["source_type"]] in names)
             log.warning("kicking a publisher that nobody claimed", extra=entry)
-            self._api.close(protocol, entry["source_id"], entry["path"], seconds=_INFO_SECONDS)
+            try:
+                self._api.close(protocol, entry["source_id"], entry["path"], seconds=_INFO_SECONDS)
+            except NoAnswer as error:
+                log.warning("kick without an answer", extra=entry | {"reason": str(error)})
+                return
 
     def _carry_out_kicks(self, conn: PatientConnection, report: Report) -> None:
         """Close what was ended on purpose, as long as this process leads for sure."""
         until = min(self._leads_until, time.monotonic() + _KICKS_SECONDS)
-        report.kicked = kicks.carry_out(
-            self._api,
-            streams.kicks(conn, node=NODE, limit=_KICKS),
-            may_go_on=lambda: time.monotonic() < until and not self._stopping.is_set(),
-            done=lambda kick: streams.kicked(conn, kick.stream_id),
-        )
+        wanted = streams.kicks(conn, node=NODE, limit=_KICKS)
+        # Those that did not work before wait until the others had their turn.
+        tried = {kick.stream_id: self._kicks_tried.get(kick.stream_id, 0) for kick in wanted}
+        wanted.sort(key=lambda kick: tried[kick.stream_id])
+        for kick, is_gone in kicks.carry_out(self._api, wanted):
+            tried[kick.stream_id] += 1
+            if is_gone:
+                streams.kicked(conn, kick.stream_id)
+                report.kicked += 1
+            if time.monotonic() > until or self._stopping.is_set():
+                break
+        self._kicks_tried = tried
 
     # --- no news ----------------------------------------------------------------------------------------------
 

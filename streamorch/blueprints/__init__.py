@@ -9,6 +9,7 @@ import datetime
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, get_type_hints
 from uuid import UUID
 
@@ -297,14 +298,13 @@ def cut_off(**whose: UUID) -> None:
     try:
         with of.database.connection() as conn:
             wanted = stream_rows.kicks(conn, node=NODE, limit=_CUT_OFF_AT_ONCE, **whose)
-        kicks.carry_out(of.api, wanted, may_go_on=lambda: time.monotonic() < until, done=_note_kicked)
+        for kick, is_gone in kicks.carry_out(of.api, wanted):
+            if is_gone:
+                of.database.run(partial(stream_rows.kicked, stream_id=kick.stream_id))
+            if time.monotonic() > until:
+                break
     except psycopg.OperationalError:
         flask.current_app.logger.warning("cutting off is left to the reconciler: the database is away")
-
-
-def _note_kicked(kick: stream_rows.Kick) -> None:
-    with service().database.connection() as conn:
-        stream_rows.kicked(conn, kick.stream_id)
 
 
 # --- answering --------------------------------------------------------------------------------------------
