@@ -91,8 +91,10 @@ def worker_exit(server: object, worker: Worker) -> None:
     """End the reconciler, so that another worker leads at once, and PostgreSQL sees its sessions end and not vanish."""
     app = getattr(worker, "wsgi", None)  # missing in a worker that could not load it
     if app is not None:
+        service = app.extensions["streamorch"]
         app.extensions["streamorch.reconciler"].stop()
-        app.extensions["streamorch"].database.close()
+        service.kicker.close()
+        service.database.close()
 
 
 wsgi_app = "streamorch.__main__:application()"

@@ -174,26 +174,36 @@ $$;
 -- Statistics of the streams that publish on these connections. p_bytes is what came in over each
 -- connection, NULL when its list did not answer; p_tracks is JSON, NULL when it has not changed.
 -- Media is stalled when nothing came in for 1.5 s. The live list's version rises when viewers or media
--- differ. Its commit is not waited for: the next tick brings it again.
+-- differ. Its commit is not waited for: the next tick brings it again. unwritten: those whose stream
+-- somebody else holds.
 CREATE FUNCTION observe_v1(
     p_epoch bigint, p_node text, p_sampled_at timestamptz,
-    p_source_ids text[], p_viewers integer[], p_bytes bigint[], p_tracks text[], OUT is_new boolean)
+    p_source_ids text[], p_viewers integer[], p_bytes bigint[], p_tracks text[], OUT unwritten text[])
 LANGUAGE plpgsql
 -- The estimate for an array that is a parameter is ten rows, whatever it holds.
 SET enable_nestloop = off AS $$
+DECLARE
+    fresh uuid[];
+    is_new boolean;
 BEGIN
-    is_new := false;
     IF NOT leads_v1(p_epoch) THEN
         RETURN;
     END IF;
     PERFORM set_config('lock_timeout', '300ms', true), set_config('synchronous_commit', 'off', true);
+    -- The foreign key of a first row would wait for whoever holds the stream.
+    fresh := ARRAY(
+        SELECT s.id FROM streams AS s
+        WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL
+          AND NOT EXISTS (SELECT 1 FROM stream_stats AS o WHERE o.stream_id = s.id)
+        FOR KEY SHARE SKIP LOCKED);
     WITH seen AS (
-        SELECT s.id, u.viewers, u.bytes, u.tracks,
+        SELECT s.id, u.source_id, f.id IS NOT NULL OR o.stream_id IS NOT NULL AS is_written, u.viewers, u.bytes, u.tracks,
                o.viewers AS viewers_before, o.media AS media_before, o.bytes AS bytes_before,
                o.bitrate AS bitrate_before, o.sampled_at AS sampled_before, o.moved_at AS moved_before
         FROM unnest(p_source_ids, p_viewers, p_bytes, p_tracks) AS u (source_id, viewers, bytes, tracks)
         JOIN streams AS s ON s.source_id = u.source_id
         LEFT JOIN stream_stats AS o ON o.stream_id = s.id
+        LEFT JOIN unnest(fresh) AS f (id) ON f.id = s.id
         WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL
     ), judged AS (
         SELECT *,
@@ -222,12 +232,15 @@ BEGIN
                END,
                m.tracks, CASE WHEN m.bytes IS NULL THEN m.sampled_before ELSE p_sampled_at END, m.moved_at
         FROM measured AS m
+        WHERE m.is_written
         ON CONFLICT (stream_id) DO UPDATE SET
             viewers = excluded.viewers, media = excluded.media, bytes = excluded.bytes, bitrate = excluded.bitrate,
             tracks = coalesce(excluded.tracks, t.tracks), sampled_at = excluded.sampled_at, moved_at = excluded.moved_at
     )
-    SELECT coalesce(bool_or(m.viewers IS DISTINCT FROM m.viewers_before OR m.media IS DISTINCT FROM m.media_before), false)
-    INTO is_new
+    SELECT bool_or(m.viewers IS DISTINCT FROM m.viewers_before OR m.media IS DISTINCT FROM m.media_before)
+               FILTER (WHERE m.is_written),
+           array_agg(m.source_id) FILTER (WHERE NOT m.is_written)
+    INTO is_new, unwritten
     FROM measured AS m;
     IF is_new THEN
         PERFORM bump_live_list_v1();
@@ -369,9 +382,10 @@ BEGIN
             WHERE n.id = ANY (startable)
         ) AS pair
         WHERE pair.old_id IS NOT NULL;
+        locked := ARRAY(SELECT s.id FROM streams AS s WHERE s.id = ANY (old_ids) ORDER BY s.id FOR UPDATE SKIP LOCKED);
         UPDATE streams AS s SET replaced_by = pair.new_id
         FROM unnest(old_ids, new_ids) AS pair (old_id, new_id)
-        WHERE s.id = ANY (old_ids) AND s.id = pair.old_id;
+        WHERE s.id = ANY (locked) AND s.id = pair.old_id;
         WITH begun AS (
             UPDATE streams AS s SET started_at = moment, source_type = l.type, source_id = l.id
             FROM unnest(p_live_ids, p_live_auth_ids, p_live_paths, p_live_types) AS l (id, auth_id, path, type)
@@ -383,15 +397,17 @@ BEGIN
     END IF;
 
     -- Claims that will never be live: their connection was missing twice, or their time is over. (In
-    -- between, a connection may be so new that its list does not have it yet.)
+    -- between, a connection may be so new that its list does not have it yet; and one that is live, but
+    -- could not be had above, starts at the next tick.)
     SELECT array_agg(j.id) FILTER (WHERE j.is_missing),
            array_agg(j.id) FILTER (WHERE j.is_late OR j.is_missing AND j.id = ANY (p_missing_before))
     INTO missing, late
     FROM (
-        SELECT s.id, s.lease_expires_at <= moment AS is_late,
+        SELECT s.id, s.lease_expires_at <= moment AND l.id IS NULL AND s.id <> ALL (coalesce(wanted, '{}')) AS is_late,
                s.protocol <> ALL (p_unknown) AND s.claimed_at < p_snapshot_at AND p.id IS NULL AS is_missing
         FROM streams AS s
         LEFT JOIN (SELECT u AS id FROM unnest(p_present) AS u) AS p ON p.id = s.auth_id
+        LEFT JOIN (SELECT DISTINCT u AS id FROM unnest(p_live_auth_ids) AS u) AS l ON l.id = s.auth_id
         WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NULL
     ) AS j;
     IF late IS NOT NULL THEN
@@ -437,11 +453,16 @@ BEGIN
     END IF;
 
     -- A kick is done when no list has the connection any more. (For RTSP see kicks.py.)
-    UPDATE streams AS s SET kicked_at = moment
-    WHERE s.node = p_node AND s.kick_requested_at < p_snapshot_at AND s.kicked_at IS NULL
-      AND s.protocol <> 'rtsp' AND s.protocol <> ALL (p_unknown)
-      AND NOT EXISTS (SELECT 1 FROM unnest(p_present) AS p (id) WHERE p.id = s.source_id)
-      AND NOT EXISTS (SELECT 1 FROM unnest(p_present) AS p (id) WHERE p.id = s.auth_id);
+    gone := ARRAY(
+        SELECT s.id FROM streams AS s
+        WHERE s.node = p_node AND s.kick_requested_at < p_snapshot_at AND s.kicked_at IS NULL
+          AND s.protocol <> 'rtsp' AND s.protocol <> ALL (p_unknown)
+          AND NOT EXISTS (SELECT 1 FROM unnest(p_present) AS p (id) WHERE p.id = s.source_id)
+          AND NOT EXISTS (SELECT 1 FROM unnest(p_present) AS p (id) WHERE p.id = s.auth_id));
+    IF gone <> '{}' THEN
+        locked := ARRAY(SELECT s.id FROM streams AS s WHERE s.id = ANY (gone) ORDER BY s.id FOR UPDATE SKIP LOCKED);
+        UPDATE streams AS s SET kicked_at = moment WHERE s.id = ANY (locked);
+    END IF;
 
     strangers := ARRAY(
         SELECT l.id
@@ -493,13 +514,15 @@ LANGUAGE sql AS $$
 $$;
 
 -- Open a stream again whose connection is live although its end was recorded. outcome: 'reopened',
--- 'open' (it was), 'not-leading', or why it may not be: an end_reason of its key, 'stopped',
+-- 'open' (it was), 'busy' (somebody holds what it takes), 'not-leading', or why it may not be: an end_reason of its key, 'stopped',
 -- 'path-not-allowed', 'stream-key-in-use', 'path-in-use'; then its connection is to be closed.
 CREATE FUNCTION reopen_v1(
     p_epoch bigint, p_stream_id uuid, p_source_type text, p_source_id text, OUT outcome text)
 LANGUAGE plpgsql AS $$
 DECLARE
     target streams;
+    related uuid[];
+    locked uuid[];
     moment timestamptz;
 BEGIN
     IF NOT leads_v1(p_epoch) THEN
@@ -508,15 +531,21 @@ BEGIN
     END IF;
     PERFORM set_config('lock_timeout', '300ms', true);
     SELECT s.* INTO target FROM streams AS s WHERE s.id = p_stream_id;
-    PERFORM 1 FROM stream_keys AS k WHERE k.id = target.stream_key_id FOR UPDATE;
-    PERFORM lock_path_v1(target.path);
-    PERFORM 1
-    FROM streams AS s
-    WHERE s.id = p_stream_id
-       OR s.ended_at IS NULL AND s.stream_key_id = target.stream_key_id
-       OR s.ended_at IS NULL AND s.node = target.node AND s.path = target.path
-    ORDER BY s.id
-    FOR UPDATE;
+    outcome := 'busy';
+    PERFORM 1 FROM stream_keys AS k WHERE k.id = target.stream_key_id FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND OR NOT pg_try_advisory_xact_lock(hashtextextended('streamorch.path:' || target.path, 0)) THEN
+        RETURN;
+    END IF;
+    related := ARRAY(
+        SELECT s.id
+        FROM streams AS s
+        WHERE s.id = p_stream_id
+           OR s.ended_at IS NULL AND s.stream_key_id = target.stream_key_id
+           OR s.ended_at IS NULL AND s.node = target.node AND s.path = target.path);
+    locked := ARRAY(SELECT s.id FROM streams AS s WHERE s.id = ANY (related) ORDER BY s.id FOR UPDATE SKIP LOCKED);
+    IF cardinality(locked) < cardinality(related) THEN
+        RETURN;
+    END IF;
     SELECT s.* INTO target FROM streams AS s WHERE s.id = p_stream_id;
     IF target.ended_at IS NULL THEN
         outcome := 'open';
@@ -566,7 +595,28 @@ LANGUAGE plpgsql AS $$
 BEGIN
     IF leads_v1(p_epoch) THEN
         UPDATE streams AS s SET kick_requested_at = coalesce(s.kick_requested_at, clock_timestamp()), kicked_at = NULL
-        WHERE s.id = ANY (p_stream_ids) AND s.ended_at IS NOT NULL;
+        WHERE s.ended_at IS NOT NULL AND s.id = ANY (ARRAY(
+            SELECT o.id FROM streams AS o WHERE o.id = ANY (p_stream_ids) ORDER BY o.id FOR UPDATE SKIP LOCKED));
+    END IF;
+END
+$$;
+
+-- A live RTSP session of a server that does not tell which connection it belongs to (before v1.11), and
+-- that no hook named: on the path of a claim that was ended on purpose before it was live, it is that one's.
+-- outcome: its stream, which is to be closed; NULL when there is none.
+CREATE FUNCTION name_rtsp_session_v1(
+    p_epoch bigint, p_node text, p_path text, p_source_type text, p_source_id text, OUT stream_id uuid)
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF leads_v1(p_epoch) THEN
+        UPDATE streams AS s SET source_type = p_source_type, source_id = p_source_id
+        WHERE s.id = (
+            SELECT o.id FROM streams AS o
+            WHERE o.node = p_node AND o.path = p_path AND o.protocol = 'rtsp' AND o.source_id IS NULL
+              AND o.kick_requested_at IS NOT NULL AND o.kicked_at IS NULL
+            ORDER BY o.claimed_at DESC
+            LIMIT 1)
+        RETURNING s.id INTO stream_id;
     END IF;
 END
 $$;
@@ -598,14 +648,16 @@ BEGIN
 END
 $$;
 
--- The Control API of a node gave no answer: p_state is 'refused', 'silent' or 'unauthorized'. When it
--- answered before, and is refused for two ticks or silent for 15 s, and neither claim nor hook came
--- meanwhile, the server is lost: its streams end. lost: how many; NULL without the lead.
-CREATE FUNCTION node_failed_v1(p_epoch bigint, p_node text, p_state text, OUT lost integer)
+-- The Control API of a node gave no usable answer: p_state is 'refused', 'silent' or 'unauthorized';
+-- p_is_there: it gave some sign of life. When it answered before, and is refused for two ticks or
+-- silent for 15 s, and neither claim nor hook came meanwhile, the server is lost: its streams end.
+-- lost: how many; NULL without the lead.
+CREATE FUNCTION node_failed_v1(p_epoch bigint, p_node text, p_state text, p_is_there boolean, OUT lost integer)
 LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
     known nodes;
+    is_away boolean;
     heard integer;
 BEGIN
     IF NOT leads_v1(p_epoch) THEN
@@ -614,14 +666,15 @@ BEGIN
     lost := 0;
     PERFORM set_config('lock_timeout', '300ms', true);
     INSERT INTO nodes AS n (node, api_state, api_failing_since, api_failures)
-    VALUES (p_node, p_state, moment, 1)
+    VALUES (p_node, p_state, CASE WHEN NOT p_is_there THEN moment END, CASE WHEN p_is_there THEN 0 ELSE 1 END)
     ON CONFLICT (node) DO UPDATE SET
         api_state = p_state,
-        api_failing_since = coalesce(n.api_failing_since, moment),
-        api_failures = n.api_failures + 1
+        api_failing_since = CASE WHEN NOT p_is_there THEN coalesce(n.api_failing_since, moment) END,
+        api_failures = CASE WHEN p_is_there THEN 0 ELSE n.api_failures + 1 END
     RETURNING n.* INTO known;
-    IF known.api_seen_at IS NULL OR p_state = 'unauthorized'
-       OR NOT (p_state = 'refused' AND known.api_failures >= 2 OR moment - known.api_failing_since >= interval '15 seconds') THEN
+    is_away := p_state = 'refused' AND known.api_failures >= 2 OR moment - known.api_failing_since >= interval '15 seconds';
+    IF known.api_seen_at IS NULL
+       OR NOT coalesce(is_away, false) AND moment - known.api_seen_at < interval '15 seconds' THEN
         RETURN;
     END IF;
     -- What was last seen of media and viewers is news no more.
@@ -630,7 +683,7 @@ BEGIN
     WHERE s.id = t.stream_id AND s.node = p_node AND s.ended_at IS NULL AND (t.viewers IS NOT NULL OR t.media IS NOT NULL);
     GET DIAGNOSTICS heard = ROW_COUNT;
     -- (A hook is written down once a second.)
-    IF NOT (known.last_hook_at IS NOT NULL AND known.last_hook_at >= known.api_failing_since - interval '1 second')
+    IF is_away AND NOT (known.last_hook_at IS NOT NULL AND known.last_hook_at >= known.api_failing_since - interval '1 second')
        AND NOT EXISTS (SELECT 1 FROM streams AS s WHERE s.node = p_node AND s.claimed_at >= known.api_failing_since) THEN
         WITH locked AS (
             SELECT s.id FROM streams AS s WHERE s.node = p_node AND s.ended_at IS NULL ORDER BY s.id FOR UPDATE SKIP LOCKED

@@ -4,6 +4,7 @@ import flask
 
 from streamorch import edge, logs, problems
 from streamorch.blueprints import Service, auth, broadcasters, health, nodes, stream_keys, streams, webhooks
+from streamorch.kicks import Kicker
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
 from streamorch.repositories import Database
@@ -22,7 +23,7 @@ def create_app(settings: Settings) -> flask.Flask:
     api = ControlAPI(
         settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
     )
-    app.extensions["streamorch"] = Service(settings, database, api, Looks(api))
+    app.extensions["streamorch"] = Service(settings, database, api, Looks(api), Kicker(database, api))
 
     problems.init_app(app)
     edge.init_app(app, settings)

@@ -5,16 +5,60 @@ The order is commit, deny, kick, verify: an encoder reconnects at once, and must
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from uuid import UUID
+
+import psycopg
 
 from streamorch.mediamtx import ControlAPI, NoAnswer, NoList, Refused, Unauthorized
+from streamorch.repositories import NODE, Database, streams
 from streamorch.repositories.streams import Kick
 
 log = logging.getLogger(__name__)
 
+_THREADS = 2
+_AT_ONCE = 1000
 _REQUEST_SECONDS = 0.3
 _VERIFY_SECONDS = 0.3
-_PAUSE_SECONDS = 0.02
+_PAUSE_SECONDS = 0.03
+
+
+class Kicker:
+    """Closes connections whose right a request took away, in threads that are no request's.
+
+    Each call of the Control API comes back as a question to /auth: requests that waited for such calls would keep
+    the threads that must answer them.
+    """
+
+    def __init__(self, database: Database, api: ControlAPI):
+        self._database = database
+        self._api = api
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kicker")
+
+    def cut_off(self, **whose: UUID) -> "Future[None]":
+        """Close what is to be closed of a stream_id, stream_key_id or broadcaster_id; call it after the commit.
+
+        What cannot be closed now the reconciler closes at its next tick.
+        """
+        return self._threads.submit(self._cut_off, whose)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _cut_off(self, whose: Mapping[str, UUID]) -> None:
+        try:
+            with self._database.connection() as conn:
+                wanted = streams.kicks(conn, node=NODE, limit=_AT_ONCE, **whose)
+            for kick, is_gone in carry_out(self._api, wanted):
+                if is_gone:
+                    self._database.run(partial(streams.kicked, stream_id=kick.stream_id))
+        except psycopg.OperationalError:
+            log.warning("cutting off is left to the reconciler: the database is away")
+        except Exception:
+            log.exception("cutting off failed")
 
 
 def carry_out(api: ControlAPI, kicks: Iterable[Kick]) -> Iterator[tuple[Kick, bool]]:

@@ -29,15 +29,13 @@ from streamorch.mediamtx import (
     Refused,
     Unauthorized,
 )
-from streamorch.repositories import PatientConnection, connect, nodes, reconciliation, streams
+from streamorch.repositories import NODE, PatientConnection, connect, nodes, reconciliation, streams
 from streamorch.repositories.reconciliation import Change, Known, Lead, Publishers
 from streamorch.settings import Settings
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-NODE = "default"
 
 _LEASE_SECONDS = 4.0
 _INFO_SECONDS = 1.0
@@ -145,12 +143,14 @@ class Reconciler:
         report.changes = _led(reconciliation.settle(conn, lead.epoch))
         report.change_count = len(report.changes)
         known = reconciliation.known(conn, NODE)
+        is_there = False
         try:
             info = self._api.info(seconds=_INFO_SECONDS)
+            is_there = True
             self._compare(conn, known, info, report)
             self._carry_out_kicks(conn, report)
         except NoAnswer as error:
-            self._note_failure(conn, known, error, report)
+            self._note_failure(conn, known, error, report, is_there=is_there or isinstance(error, Unauthorized))
         self._note_deafness(conn)
         for change in report.changes:
             log.info("reconciled", extra={"outcome": change.what, "stream_id": change.stream_id, "path": change.path})
@@ -280,9 +280,10 @@ class Reconciler:
     ) -> None:
         """Write down viewers, bytes and tracks; tracks only where they are not what was written last."""
         received = {found.id: found.received for name in SOURCE_LISTS.values() for found in connections.get(name, ())}
-        tracks = {source_id: path.described_tracks for path, source_id in live}
+        # JSON holds no line break but between its parts.
+        tracks = {source_id: path.described_tracks.replace(b"\n", b" ") for path, source_id in live}
         before, self._tracks = self._tracks, {}  # nothing, should the statement fail
-        reconciliation.observe(
+        unwritten = reconciliation.observe(
             conn,
             epoch,
             node=NODE,
@@ -292,7 +293,7 @@ class Reconciler:
             received=[_bigint(received.get(source_id)) for _, source_id in live],
             tracks=[None if before.get(of) == described else described.decode() for of, described in tracks.items()],
         )
-        for source_id in strangers:  # which were not written
+        for source_id in {*strangers, *unwritten}:
             del tracks[source_id]
         self._tracks = tracks
 
@@ -332,6 +333,8 @@ class Reconciler:
             )
             if outcome == "not-leading":
                 raise LostLead
+            if outcome == "busy":  # until the next tick
+                continue
             report.changes.append(Change(outcome, stranger.stream_id, path))
             report.change_count += 1
         if closing:
@@ -343,6 +346,10 @@ class Reconciler:
             if stranger.stream_id is not None:
                 continue
             auth_id, path, kind = by_id[stranger.source_id]
+            if auth_id is None and reconciliation.name_rtsp_session(
+                conn, epoch, node=NODE, path=path, source_type=kind, source_id=stranger.source_id
+            ):
+                continue  # it is closed with the others
             entry = before.get(stranger.source_id)
             if entry is None:
                 entry = {
@@ -394,6 +401,8 @@ class Reconciler:
         """Close what was ended on purpose, as long as this process leads for sure."""
         until = min(self._leads_until, time.monotonic() + _KICKS_SECONDS)
         wanted = streams.kicks(conn, node=NODE, limit=_KICKS)
+        if time.monotonic() > until:
+            return
         # Those that did not work before wait until the others had their turn.
         tried = {kick.stream_id: self._kicks_tried.get(kick.stream_id, 0) for kick in wanted}
         wanted.sort(key=lambda kick: tried[kick.stream_id])
@@ -408,12 +417,15 @@ class Reconciler:
 
     # --- no news ----------------------------------------------------------------------------------------------
 
-    def _note_failure(self, conn: PatientConnection, known: Known | None, error: NoAnswer, report: Report) -> None:
+    def _note_failure(
+        self, conn: PatientConnection, known: Known | None, error: NoAnswer, report: Report, *, is_there: bool
+    ) -> None:
         """Write down that the media server cannot be asked; its streams are lost when it was there and stays away."""
         report.api = (
             "refused" if isinstance(error, Refused) else "unauthorized" if isinstance(error, Unauthorized) else "silent"
         )
-        report.lost = _led(reconciliation.failed(conn, self._keep(conn).epoch, node=NODE, state=report.api))
+        epoch = self._keep(conn).epoch
+        report.lost = _led(reconciliation.failed(conn, epoch, node=NODE, state=report.api, is_there=is_there))
         if known is None or known.api_state != report.api:
             log.warning(
                 "the Control API of the media server cannot be asked",

@@ -137,6 +137,7 @@ def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., f
 
     yield make
     for app in made:
+        app.extensions["streamorch"].kicker.close()
         app.extensions["streamorch"].database.close()
     root.handlers, root.level = handlers, level
 

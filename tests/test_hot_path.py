@@ -401,8 +401,9 @@ def use_reconciliation(conn: Connection, text: str) -> None:
             is_complete=True,
             unclaimed=None if version is None else [{"source_id": text}],
         )
-    reconciliation.failed(conn, epoch, node=text, state="silent")
+    reconciliation.failed(conn, epoch, node=text, state="silent", is_there=False)
     reconciliation.reopen(conn, epoch, uuid.uuid4(), source_type=text, source_id=text)
+    reconciliation.name_rtsp_session(conn, epoch, node=text, path=text, source_type=text, source_id=text)
     reconciliation.resign(conn, epoch)
 
 

@@ -9,29 +9,24 @@ import datetime
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar, get_type_hints
 from uuid import UUID
 
 import flask
 import msgspec
-import psycopg
 
-from streamorch import keys, kicks, mediamtx_config, signing
+from streamorch import keys, mediamtx_config, signing
+from streamorch.kicks import Kicker
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
 from streamorch.problems import FieldError, Problem
-from streamorch.repositories import Database
-from streamorch.repositories import streams as stream_rows
+from streamorch.repositories import NODE, Database
 from streamorch.settings import SettingError, Settings
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Told = TypeVar("Told", bound=msgspec.Struct)
 
-NODE = "default"  # the one that the environment configures
 MAX_BODY_BYTES = 64 * 1024
-_CUT_OFF_SECONDS = 1.0
-_CUT_OFF_AT_ONCE = 20
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_METADATA_DEPTH = 32
 
@@ -44,6 +39,7 @@ class Service:
     database: Database
     api: ControlAPI
     looks: Looks
+    kicker: Kicker
 
 
 def service() -> Service:
@@ -283,28 +279,6 @@ def next_cursor(time_text: str, id_value: UUID, filters: dict[str, Any]) -> str:
 def _fingerprint(filters: dict[str, Any]) -> str:
     text = msgspec.json.encode({name: value for name, value in sorted(filters.items()) if value is not None})
     return f"{binascii.crc32(text):08x}"
-
-
-# --- cutting off ------------------------------------------------------------------------------------------
-
-
-def cut_off(**whose: UUID) -> None:
-    """Close the connections of a stream_id, stream_key_id or broadcaster_id whose right was just taken away.
-
-    For a second at most, and without a word when it does not work: what is left the reconciler closes at its next tick.
-    """
-    of = service()
-    until = time.monotonic() + _CUT_OFF_SECONDS
-    try:
-        with of.database.connection() as conn:
-            wanted = stream_rows.kicks(conn, node=NODE, limit=_CUT_OFF_AT_ONCE, **whose)
-        for kick, is_gone in kicks.carry_out(of.api, wanted):
-            if is_gone:
-                of.database.run(partial(stream_rows.kicked, stream_id=kick.stream_id))
-            if time.monotonic() > until:
-                break
-    except psycopg.OperationalError:
-        flask.current_app.logger.warning("cutting off is left to the reconciler: the database is away")
 
 
 # --- answering --------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from streamorch.blueprints import (
     answer,
     body,
     created,
-    cut_off,
     given,
     identifier,
     integer_parameter,
@@ -96,7 +95,7 @@ def change(broadcaster_id: str) -> flask.Response:
         found = broadcasters.get(conn, wanted) if outcome == "updated" else None
     if found is None:
         raise Problem("not-found", "no such broadcaster")
-    cut_off(broadcaster_id=wanted)
+    service().kicker.cut_off(broadcaster_id=wanted)
     return answer(found)
 
 
@@ -108,5 +107,5 @@ def delete(broadcaster_id: str) -> flask.Response:
         outcome = broadcasters.delete(conn, wanted)
     if outcome == "not-found":
         raise Problem("not-found", "no such broadcaster")
-    cut_off(broadcaster_id=wanted)
+    service().kicker.cut_off(broadcaster_id=wanted)
     return no_content()

@@ -6,9 +6,9 @@ import flask
 import psycopg
 
 from streamorch import __version__, repositories
-from streamorch.blueprints import NODE, answer, service
+from streamorch.blueprints import answer, service
 from streamorch.problems import TABLE, Problem
-from streamorch.repositories import migrate, nodes
+from streamorch.repositories import NODE, migrate, nodes
 
 bp = flask.Blueprint("health", __name__)
 

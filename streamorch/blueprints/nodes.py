@@ -3,8 +3,8 @@
 import flask
 import msgspec
 
-from streamorch.blueprints import NODE, answer, require_api_caller, service
-from streamorch.repositories import nodes
+from streamorch.blueprints import answer, require_api_caller, service
+from streamorch.repositories import NODE, nodes
 
 bp = flask.Blueprint("nodes", __name__, url_prefix="/nodes")
 bp.before_request(require_api_caller)

@@ -13,7 +13,6 @@ from streamorch.blueprints import (
     answer,
     body,
     created,
-    cut_off,
     given,
     identifier,
     integer_parameter,
@@ -135,7 +134,7 @@ def change(stream_key_id: str) -> flask.Response:
         raise Problem("stream-key-in-use", "a stream of this key is live on another path")
     if found is None:
         raise Problem("not-found", "no such stream key")
-    cut_off(stream_key_id=wanted)
+    service().kicker.cut_off(stream_key_id=wanted)
     return answer(found)
 
 
@@ -147,5 +146,5 @@ def revoke(stream_key_id: str) -> flask.Response:
         outcome = stream_keys.revoke(conn, wanted)
     if outcome == "not-found":
         raise Problem("not-found", "no such stream key")
-    cut_off(stream_key_id=wanted)
+    service().kicker.cut_off(stream_key_id=wanted)
     return no_content()

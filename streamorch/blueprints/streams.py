@@ -15,7 +15,6 @@ from streamorch.blueprints import (
     after,
     answer,
     body,
-    cut_off,
     given,
     identifier,
     integer_parameter,
@@ -194,7 +193,7 @@ def stop(stream_id: str) -> flask.Response:
         outcome = streams.stop(conn, wanted, hold_seconds=hold_seconds)
     if outcome == "not-found":
         raise Problem("not-found", "no such stream")
-    cut_off(stream_id=wanted)
+    service().kicker.cut_off(stream_id=wanted)
     return no_content()
 
 

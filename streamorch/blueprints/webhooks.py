@@ -13,7 +13,7 @@ import flask
 import msgspec
 
 from streamorch import keys
-from streamorch.blueprints import cut_off, no_content, node, require_media_server, service, told
+from streamorch.blueprints import no_content, node, require_media_server, service, told
 from streamorch.mediamtx import SOURCE_LISTS, NoAnswer
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import nodes, streams
@@ -68,7 +68,7 @@ def ready() -> flask.Response:
     log.info("ready", extra=_facts(event) | {"outcome": outcome, "stream_id": stream_id})
     if outcome not in ("active", "replay"):
         if stream_id is not None:
-            cut_off(stream_id=stream_id)  # its key lost its right after the claim
+            service().kicker.cut_off(stream_id=stream_id)  # its key lost its right after the claim
         raise Problem("stream-not-found")
     return no_content()
 

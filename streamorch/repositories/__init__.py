@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+NODE = "default"  # the media server that the environment configures
+
 _POOL_WAIT_SECONDS = 0.2
 _STATEMENT_SECONDS = 0.8
 _BREAKER_SECONDS = 0.25

@@ -119,9 +119,13 @@ def observe(
     viewers: Sequence[int],
     received: Sequence[int | None],
     tracks: Sequence[str | None],
-) -> None:
-    """Statistics of the streams on these connections; `tracks` None: as before."""
-    conn.execute(
+) -> list[str]:
+    """Statistics of the streams on these connections; `tracks` None: as before.
+
+    Returns the connections of whose stream nothing could be written now, since somebody else holds it.
+    """
+    unwritten: list[str] | None = only(
+        conn,
         """/* reconciliation.observe */
         SELECT observe_v1(%(epoch)s, %(node)s, %(sampled_at)s, lines_v1(%(source_ids)s),
                           lines_v1(%(viewers)s)::integer[], lines_v1(%(received)s)::bigint[], lines_v1(%(tracks)s))
@@ -135,7 +139,8 @@ def observe(
             "received": _lines(received),
             "tracks": _lines(tracks),
         },
-    )
+    )[0]
+    return unwritten or []
 
 
 def reconcile(
@@ -190,7 +195,7 @@ def strangers(
 
 
 def reopen(conn: Connection, epoch: int, stream_id: UUID, *, source_type: str, source_id: str) -> str:
-    """Open a stream again that is live; 'reopened', 'open', 'not-leading', or why not: then it is to be closed."""
+    """Open a stream again that is live; 'reopened', 'open', 'busy', 'not-leading', or why not: then it is closed."""
     return str(
         only(
             conn,
@@ -208,6 +213,20 @@ def request_kicks(conn: Connection, epoch: int, stream_ids: Sequence[UUID]) -> N
         "/* reconciliation.request_kicks */ SELECT request_kicks_v1(%(epoch)s, lines_v1(%(stream_ids)s)::uuid[])",
         {"epoch": epoch, "stream_ids": _lines(stream_ids)},
     )
+
+
+def name_rtsp_session(
+    conn: Connection, epoch: int, *, node: str, path: str, source_type: str, source_id: str
+) -> UUID | None:
+    """The stream to be closed that this live session belongs to, where the server does not tell; None: no such one."""
+    found: UUID | None = only(
+        conn,
+        """/* reconciliation.name_rtsp_session */
+        SELECT name_rtsp_session_v1(%(epoch)s, %(node)s, %(path)s, %(source_type)s, %(source_id)s)
+        """,
+        {"epoch": epoch, "node": node, "path": path, "source_type": source_type, "source_id": source_id},
+    )[0]
+    return found
 
 
 def answered(
@@ -239,12 +258,15 @@ def answered(
     )
 
 
-def failed(conn: Connection, epoch: int, *, node: str, state: str) -> int | None:
-    """The media server gave no answer ('refused', 'silent', 'unauthorized'); how many streams were lost with it."""
+def failed(conn: Connection, epoch: int, *, node: str, state: str, is_there: bool) -> int | None:
+    """The media server gave no usable answer ('refused', 'silent', 'unauthorized'); how many streams were lost with it.
+
+    Nothing is lost when it gave some sign of life (`is_there`). None: no lead.
+    """
     lost: int | None = only(
         conn,
-        "/* reconciliation.failed */ SELECT node_failed_v1(%(epoch)s, %(node)s, %(state)s)",
-        {"epoch": epoch, "node": node, "state": state},
+        "/* reconciliation.failed */ SELECT node_failed_v1(%(epoch)s, %(node)s, %(state)s, %(is_there)s)",
+        {"epoch": epoch, "node": node, "state": state, "is_there": is_there},
     )[0]
     return lost
 

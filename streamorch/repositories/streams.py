@@ -366,10 +366,12 @@ def kicks(
 
 
 def kicked(conn: Connection, stream_id: UUID) -> None:
-    """The media server has the connection of this stream no more."""
+    """The media server has the connection of this stream no more. (Who holds its row is not waited for.)"""
     conn.execute(
         """/* streams.kicked */
-        UPDATE streams SET kicked_at = clock_timestamp() WHERE id = %(id)s AND kick_requested_at IS NOT NULL
+        UPDATE streams SET kicked_at = clock_timestamp()
+        WHERE kick_requested_at IS NOT NULL
+          AND id = (SELECT o.id FROM streams AS o WHERE o.id = %(id)s FOR UPDATE SKIP LOCKED)
         """,
         {"id": stream_id},
     )
