@@ -8,6 +8,7 @@ import os
 import selectors
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ logs.configure(settings.log_level)
 
 # How long a client may keep a thread waiting in the middle of a request or an answer.
 SLOW_CLIENT_SECONDS = 5
+# How long a kept connection may still bring a request when the worker stops.
+LAST_REQUEST_SECONDS = 0.5
 
 
 class JSONLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
@@ -68,6 +71,18 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             conn.set_timeout()
             self.pending_conns.append(conn)
             self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """The worker begins to stop. New callers are refused at once: whoever connects to a listener that is open but
+        served no more hangs, and MediaMTX with it. Silent connections are let go; kept ones have half a second.
+        """
+        for listener in self.sockets:
+            listener.close()
+        now = time.monotonic()
+        for conn in self.pending_conns:
+            conn.timeout = now
+        super()._cap_keepalive(min(deadline, now + LAST_REQUEST_SECONDS))
 
 
 def has_spoken(client: socket.socket) -> bool:

@@ -46,7 +46,7 @@ _KICKS_SECONDS = 2.0
 _KICKS = 100
 _UNKNOWN_KICKS = 5
 _DEAF_SECONDS = 60.0
-_MAX_BIGINT = 2**63 - 1
+_MAX_BYTES = 2**59  # eight times that is a bigint still
 
 
 @dataclass
@@ -290,7 +290,7 @@ class Reconciler:
             sampled_at=sampled_at,
             source_ids=[source_id for _, source_id in live],
             viewers=[path.viewers for path, _ in live],
-            received=[_bigint(received.get(source_id)) for _, source_id in live],
+            received=[_storable(received.get(source_id)) for _, source_id in live],
             tracks=[None if before.get(of) == described else described.decode() for of, described in tracks.items()],
         )
         for source_id in {*strangers, *unwritten}:
@@ -484,8 +484,8 @@ def _led(found: T | None) -> T:
     return found
 
 
-def _bigint(number: int | None) -> int | None:
-    return None if number is None else min(number, _MAX_BIGINT)
+def _storable(number: int | None) -> int | None:
+    return None if number is None else min(number, _MAX_BYTES)
 
 
 def _moment(text: str | None) -> datetime | None:
