@@ -5,12 +5,12 @@ VENV := .venv/bin/python
 INSTALLS := .ci/install constraints.txt setup.cfg setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench races format lint types wheel clean
+.PHONY: help run test check bench races real format lint types wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
-run: .venv/installed-run ## start the service with a PostgreSQL of its own; Ctrl-C stops both, the data stays
+run: .venv/installed-run ## start the service, a PostgreSQL of its own, MediaMTX if it is installed; Ctrl-C stops all, the data stays
 	@$(VENV) -m streamorch run
 
 test: .venv/installed-dev ## run the tests, with coverage
@@ -26,6 +26,10 @@ bench: .venv/installed-run ## measure the service beside an empty Flask view; CA
 
 races: .venv/installed-dev ## every race of claims, 10,000 times each
 	@$(VENV) -m tests.races
+
+real: .venv/installed-dev ## the tests with real MediaMTX servers, MEDIAMTX_BIN=…:… (else the one on PATH), ffmpeg and WHIP
+	@$(VENV) -m pip --quiet install --no-build-isolation -e '.[real]'
+	@$(VENV) -m pytest -m mediamtx -p no:randomly tests/real tests/test_mediamtx_config.py
 
 format: .venv/installed-dev ## format the code, and mend what lint can mend
 	@$(VENV) -m ruff format .

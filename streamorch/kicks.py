@@ -4,6 +4,7 @@ The order is commit, deny, kick, verify: an encoder reconnects at once, and must
 """
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _THREADS = 2
 _AT_ONCE = 1000
+_CUT_OFF_SECONDS = 3.0
 _REQUEST_SECONDS = 0.3
 _VERIFY_SECONDS = 0.3
 _PAUSE_SECONDS = 0.03
@@ -36,25 +38,33 @@ class Kicker:
         self._database = database
         self._api = api
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kicker")
+        self._stopping = threading.Event()
 
-    def cut_off(self, **whose: UUID) -> "Future[None]":
+    def cut_off(self, **whose: UUID) -> "Future[None] | None":
         """Close what is to be closed of a stream_id, stream_key_id or broadcaster_id; call it after the commit.
 
-        What cannot be closed now the reconciler closes at its next tick.
+        What cannot be closed within some seconds the reconciler closes at its next tick. None when the worker ends.
         """
-        return self._threads.submit(self._cut_off, whose)
+        try:
+            return self._threads.submit(self._cut_off, whose)
+        except RuntimeError:
+            return None
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more, and end after the kick that is under way."""
+        self._stopping.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _cut_off(self, whose: Mapping[str, UUID]) -> None:
+        until = time.monotonic() + _CUT_OFF_SECONDS
         try:
             with self._database.connection() as conn:
                 wanted = streams.kicks(conn, node=NODE, limit=_AT_ONCE, **whose)
             for kick, is_gone in carry_out(self._api, wanted):
                 if is_gone:
                     self._database.run(partial(streams.kicked, stream_id=kick.stream_id))
+                if self._stopping.is_set() or time.monotonic() > until:
+                    break
         except psycopg.OperationalError:
             log.warning("cutting off is left to the reconciler: the database is away")
         except Exception:

@@ -72,9 +72,7 @@ def test_blueprints_know_psycopg_by_its_errors_alone(file):
     assert used <= {"OperationalError", "DataError", "IntegrityError", "errors"}
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in FILES if f.parent.name != "repositories" and f.name != "local.py"], ids=str
-)
+@pytest.mark.parametrize("file", [f for f in FILES if f.parent.name != "repositories"], ids=str)
 def test_no_sql_stands_outside_the_repositories(file):
     assert not [text for text in texts_of(file) if SQL.search(text)]
 
