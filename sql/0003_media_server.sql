@@ -228,7 +228,8 @@ BEGIN
                CASE
                    WHEN m.bytes IS NULL THEN m.bitrate_before
                    WHEN p_sampled_at - m.sampled_before >= interval '0.1 seconds'
-                   THEN greatest(0, (m.bytes - m.bytes_before) * 8 / extract(epoch FROM p_sampled_at - m.sampled_before))::bigint
+                   THEN least(greatest(0, (m.bytes - m.bytes_before) * 8.0 / extract(epoch FROM p_sampled_at - m.sampled_before)),
+                              9223372036854775807)::bigint
                END,
                m.tracks, CASE WHEN m.bytes IS NULL THEN m.sampled_before ELSE p_sampled_at END, m.moved_at
         FROM measured AS m

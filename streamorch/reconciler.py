@@ -46,7 +46,7 @@ _KICKS_SECONDS = 2.0
 _KICKS = 100
 _UNKNOWN_KICKS = 5
 _DEAF_SECONDS = 60.0
-_MAX_BYTES = 2**59  # eight times that is a bigint still
+_MAX_BYTES = 2**63 - 1
 
 
 @dataclass
