@@ -72,6 +72,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             self.pending_conns.append(conn)
             self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """SIGTERM: what reconciles here stops with the rest, and lets another worker or instance lead."""
+        app = getattr(self, "wsgi", None)
+        if app is not None:
+            app.extensions["streamorch.reconciler"].begin_to_stop()
+        super().handle_exit(sig, frame)
 
     def _cap_keepalive(self, deadline: float) -> None:
         """The worker begins to stop. New callers are refused at once: whoever connects to a listener that is open but

@@ -1,6 +1,6 @@
 -- What the Control API of a media server tells, and what follows from it: the reconciler, its
--- leader, statistics, kicks. Functions of 0002 that keep their signature are replaced in place:
--- the release before this one calls them too, and what is new in them does not concern it.
+-- leader, statistics, kicks. Functions of 0002 that keep their signature are replaced in place; the
+-- release before this one calls them too, and may. (While both run, it refuses what it cannot look at.)
 --
 -- LOCK ORDER, as in 0002, with its two new ends:
 --
@@ -48,6 +48,9 @@ ALTER TABLE streams
     ADD COLUMN kicked_at timestamptz,
     ADD CONSTRAINT streams_kick_was_requested CHECK (kicked_at IS NULL OR kick_requested_at IS NOT NULL);
 CREATE INDEX streams_to_kick ON streams (node, kick_requested_at) WHERE kick_requested_at IS NOT NULL AND kicked_at IS NULL;
+
+-- Whose watchers follow when its key comes back: asked at each start.
+CREATE INDEX streams_lost ON streams (stream_key_id, ended_at DESC) WHERE end_reason = 'disconnected' AND replaced_by IS NULL;
 
 -- Viewers and bytes of live streams, written every tick; what stands here when a stream ends stays.
 CREATE TABLE stream_stats (
@@ -113,14 +116,16 @@ $$;
 -- --- what the reconciler does -----------------------------------------------------------------------------
 
 -- What time alone decides, on every node, whether its media server answers or not: open streams
--- of keys that lost their right (an expiry is nobody's statement), and interrupted streams whose
--- successor will not come. changes: [{what, stream_id, path}], at most 200; NULL without the lead.
+-- of keys that lost their right (an expiry is nobody's statement), interrupted streams whose
+-- successor will not come, and claims whose time is over for a minute, which nobody saw live.
+-- changes: [{what, stream_id, path}], at most 200; NULL without the lead.
 CREATE FUNCTION settle_v1(p_epoch bigint, OUT changes jsonb)
 LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
     unrightful uuid[];
     orphaned uuid[];
+    lapsed uuid[];
     locked uuid[];
     were_active integer;
 BEGIN
@@ -140,14 +145,21 @@ BEGIN
         FROM streams AS s
         WHERE s.ended_at IS NULL AND s.started_at IS NOT NULL AND s.interrupted_at IS NOT NULL
           AND NOT has_successor_v1(s.id, s.stream_key_id));
+    lapsed := ARRAY(
+        SELECT s.id
+        FROM streams AS s
+        WHERE s.ended_at IS NULL AND s.started_at IS NULL AND s.lease_expires_at < moment - interval '60 seconds');
     locked := ARRAY(
         SELECT s.id FROM streams AS s
-        WHERE s.id = ANY (unrightful || orphaned) AND s.ended_at IS NULL
-        ORDER BY s.id FOR UPDATE SKIP LOCKED);
+        WHERE s.id = ANY (unrightful || orphaned || lapsed) AND s.ended_at IS NULL
+        ORDER BY s.id FOR UPDATE SKIP LOCKED
+        LIMIT 200);
     WITH ended AS (
         UPDATE streams AS s SET
-            ended_at = CASE WHEN s.id = ANY (unrightful) THEN moment ELSE s.interrupted_at END,
-            end_reason = CASE WHEN s.id = ANY (unrightful) THEN key_refusal_v1(s.stream_key_id) ELSE 'disconnected' END,
+            ended_at = coalesce(CASE WHEN s.id = ANY (orphaned) THEN s.interrupted_at END, moment),
+            end_reason = coalesce(
+                CASE WHEN s.id = ANY (unrightful) THEN key_refusal_v1(s.stream_key_id) END,
+                CASE WHEN s.started_at IS NULL THEN 'never_started' ELSE 'disconnected' END),
             kick_requested_at = CASE WHEN s.id = ANY (unrightful) THEN moment END
         WHERE s.id = ANY (locked)
         RETURNING s.id, s.path, s.end_reason, s.started_at
@@ -183,6 +195,7 @@ LANGUAGE plpgsql
 -- The estimate for an array that is a parameter is ten rows, whatever it holds.
 SET enable_nestloop = off AS $$
 DECLARE
+    open uuid[];
     fresh uuid[];
     is_new boolean;
 BEGIN
@@ -190,21 +203,21 @@ BEGIN
         RETURN;
     END IF;
     PERFORM set_config('lock_timeout', '300ms', true), set_config('synchronous_commit', 'off', true);
-    -- The foreign key of a first row would wait for whoever holds the stream.
+    open := ARRAY(
+        SELECT s.id FROM streams AS s WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL);
     fresh := ARRAY(
-        SELECT s.id FROM streams AS s
-        WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL
-          AND NOT EXISTS (SELECT 1 FROM stream_stats AS o WHERE o.stream_id = s.id)
-        FOR KEY SHARE SKIP LOCKED);
+        SELECT u FROM unnest(open) AS u EXCEPT SELECT t.stream_id FROM stream_stats AS t WHERE t.stream_id = ANY (open));
+    -- The foreign key of a first row would wait for whoever holds the stream.
+    fresh := ARRAY(SELECT s.id FROM streams AS s WHERE s.id = ANY (fresh) FOR KEY SHARE SKIP LOCKED);
     WITH seen AS (
         SELECT s.id, u.source_id, f.id IS NOT NULL OR o.stream_id IS NOT NULL AS is_written, u.viewers, u.bytes, u.tracks,
                o.viewers AS viewers_before, o.media AS media_before, o.bytes AS bytes_before,
                o.bitrate AS bitrate_before, o.sampled_at AS sampled_before, o.moved_at AS moved_before
         FROM unnest(p_source_ids, p_viewers, p_bytes, p_tracks) AS u (source_id, viewers, bytes, tracks)
-        JOIN streams AS s ON s.source_id = u.source_id
-        LEFT JOIN stream_stats AS o ON o.stream_id = s.id
+        JOIN (SELECT a.id, a.source_id FROM streams AS a WHERE a.id = ANY (open) AND a.ended_at IS NULL) AS s
+          ON s.source_id = u.source_id
+        LEFT JOIN (SELECT t.* FROM stream_stats AS t WHERE t.stream_id = ANY (open)) AS o ON o.stream_id = s.id
         LEFT JOIN unnest(fresh) AS f (id) ON f.id = s.id
-        WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL
     ), judged AS (
         SELECT *,
                CASE
@@ -243,7 +256,13 @@ BEGIN
            array_agg(m.source_id) FILTER (WHERE NOT m.is_written)
     INTO is_new, unwritten
     FROM measured AS m;
-    IF is_new THEN
+    -- Listed, but on no live path: it waits for its successor, or is about to end.
+    UPDATE stream_stats AS t SET viewers = 0, media = 'stalled', bitrate = 0
+    FROM streams AS s
+    WHERE t.stream_id = ANY (open) AND s.id = ANY (open) AND s.id = t.stream_id
+      AND (t.viewers <> 0 OR t.media <> 'stalled')
+      AND NOT EXISTS (SELECT 1 FROM unnest(p_source_ids) AS u (source_id) WHERE u.source_id = s.source_id);
+    IF is_new OR FOUND THEN
         PERFORM bump_live_list_v1();
     END IF;
 END
@@ -252,7 +271,7 @@ $$;
 -- One snapshot of a node against its open streams: set-based, only starts and ends.
 --
 -- p_snapshot_at: the clock of this database before the lists were asked for. p_present: every id in
--- any list, once; p_unknown: protocols whose lists did not answer. p_live_*: the publishers of
+-- any list, once; p_known: protocols whose lists have answered, all of them. p_live_*: the publishers of
 -- live paths. p_live_auth_ids: the id that auth named them by (RTSP before v1.19.3: the connection's),
 -- NULL when the server does not tell. p_missing_before: the pending streams that the snapshot before
 -- did not have. p_restarted: the server is another run of itself.
@@ -261,7 +280,7 @@ $$;
 -- lead. missing: for the next snapshot. strangers: live ids that are no open stream's. more: starts
 -- were left for another call, since each takes a lock of a table of fixed size.
 CREATE FUNCTION reconcile_v1(
-    p_epoch bigint, p_node text, p_snapshot_at timestamptz, p_present text[], p_unknown text[],
+    p_epoch bigint, p_node text, p_snapshot_at timestamptz, p_present text[], p_known text[],
     p_live_ids text[], p_live_auth_ids text[], p_live_paths text[], p_live_types text[],
     p_missing_before uuid[], p_restarted boolean,
     OUT changes jsonb, OUT change_count integer, OUT missing uuid[], OUT strangers text[], OUT more boolean)
@@ -300,10 +319,10 @@ BEGIN
         JOIN unnest(p_live_ids, p_live_auth_ids, p_live_paths, p_live_types) AS l (id, auth_id, path, type)
           ON l.path = p.path
         WHERE p.node = p_node AND p.ended_at IS NULL AND p.started_at IS NULL
-          AND (p.auth_id = l.auth_id
+          AND (p.auth_id IN (l.auth_id, l.id)
                OR l.auth_id IS NULL AND p.protocol = 'rtsp' AND l.type IN ('rtspSession', 'rtspsSession')
-                  AND NOT EXISTS (SELECT 1 FROM streams AS o
-                                  WHERE o.node = p_node AND o.ended_at IS NULL AND o.source_id = l.id))
+                  AND p.claimed_at < p_snapshot_at
+                  AND NOT EXISTS (SELECT 1 FROM streams AS o WHERE o.node = p_node AND o.source_id = l.id))
         LIMIT 1000
     ) AS p;
     more := coalesce(cardinality(wanted), 0) = 1000;
@@ -390,7 +409,7 @@ BEGIN
         WITH begun AS (
             UPDATE streams AS s SET started_at = moment, source_type = l.type, source_id = l.id
             FROM unnest(p_live_ids, p_live_auth_ids, p_live_paths, p_live_types) AS l (id, auth_id, path, type)
-            WHERE s.id = ANY (startable) AND l.path = s.path AND (l.auth_id = s.auth_id OR l.auth_id IS NULL)
+            WHERE s.id = ANY (startable) AND l.path = s.path AND (s.auth_id IN (l.auth_id, l.id) OR l.auth_id IS NULL)
             RETURNING s.id, s.path
         )
         SELECT coalesce(jsonb_agg(jsonb_build_object('what', 'active', 'stream_id', b.id, 'path', b.path)), '[]')
@@ -405,7 +424,7 @@ BEGIN
     INTO missing, late
     FROM (
         SELECT s.id, s.lease_expires_at <= moment AND l.id IS NULL AND s.id <> ALL (coalesce(wanted, '{}')) AS is_late,
-               s.protocol <> ALL (p_unknown) AND s.claimed_at < p_snapshot_at AND p.id IS NULL AS is_missing
+               s.protocol = ANY (p_known) AND s.claimed_at < p_snapshot_at AND p.id IS NULL AS is_missing
         FROM streams AS s
         LEFT JOIN (SELECT u AS id FROM unnest(p_present) AS u) AS p ON p.id = s.auth_id
         LEFT JOIN (SELECT DISTINCT u AS id FROM unnest(p_live_auth_ids) AS u) AS l ON l.id = s.auth_id
@@ -433,7 +452,7 @@ BEGIN
         SELECT s.id
         FROM streams AS s
         WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at < p_snapshot_at
-          AND s.protocol <> ALL (p_unknown)
+          AND s.protocol = ANY (p_known)
           AND NOT EXISTS (SELECT 1 FROM unnest(p_present) AS p (id) WHERE p.id = s.source_id)
           AND NOT EXISTS (SELECT 1 FROM streams AS n
                           WHERE n.node = p_node AND n.ended_at IS NULL AND n.started_at IS NULL
@@ -453,11 +472,13 @@ BEGIN
         INTO ended FROM over AS o;
     END IF;
 
-    -- A kick is done when no list has the connection any more. (For RTSP see kicks.py.)
+    -- A kick is done when no list has the connection any more. (That of an RTSP publisher has an entry of
+    -- the configuration to take back, see kicks.py; after a while it is done without.)
     gone := ARRAY(
         SELECT s.id FROM streams AS s
         WHERE s.node = p_node AND s.kick_requested_at < p_snapshot_at AND s.kicked_at IS NULL
-          AND s.protocol <> 'rtsp' AND s.protocol <> ALL (p_unknown)
+          AND s.protocol = ANY (p_known)
+          AND (s.protocol <> 'rtsp' OR s.kick_requested_at < p_snapshot_at - interval '10 seconds')
           AND NOT EXISTS (SELECT 1 FROM unnest(p_present) AS p (id) WHERE p.id = s.source_id)
           AND NOT EXISTS (SELECT 1 FROM unnest(p_present) AS p (id) WHERE p.id = s.auth_id));
     IF gone <> '{}' THEN
@@ -469,10 +490,12 @@ BEGIN
         SELECT l.id
         FROM unnest(p_live_ids) AS l (id)
         WHERE NOT EXISTS (SELECT 1 FROM streams AS s
-                          WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL AND s.source_id = l.id));
+                          WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL AND s.source_id = l.id)
+        LIMIT 1000);
     changes := started || superseded || failed || ended;
     change_count := jsonb_array_length(changes);
     -- No more than a socket takes at once: a caller that is frozen must not keep this transaction open.
+    missing := missing[:1000];
     SELECT coalesce(jsonb_agg(c.change), '[]') INTO changes
     FROM (SELECT change FROM jsonb_array_elements(changes) AS change LIMIT 200) AS c;
     IF change_count > jsonb_array_length(failed) THEN
@@ -614,26 +637,29 @@ BEGIN
         WHERE s.id = (
             SELECT o.id FROM streams AS o
             WHERE o.node = p_node AND o.path = p_path AND o.protocol = 'rtsp' AND o.source_id IS NULL
-              AND o.kick_requested_at IS NOT NULL AND o.kicked_at IS NULL
+              AND o.kick_requested_at IS NOT NULL AND o.kicked_at IS NULL AND o.end_reason <> 'never_started'
+              AND NOT EXISTS (SELECT 1 FROM streams AS c
+                              WHERE c.node = p_node AND c.path = p_path AND c.ended_at IS NULL)
             ORDER BY o.claimed_at DESC
-            LIMIT 1)
+            LIMIT 1
+            FOR UPDATE SKIP LOCKED)
         RETURNING s.id INTO stream_id;
     END IF;
 END
 $$;
 
--- The tick of a node saw everything. live counts nothing here: active streams are counted when asked for.
+-- A node answered. p_is_complete: every list, so that this snapshot is one to compare with.
 CREATE FUNCTION node_answered_v1(
     p_epoch bigint, p_node text, p_version text, p_started_at timestamptz, p_snapshot_at timestamptz,
-    p_is_complete boolean, p_unclaimed jsonb) RETURNS void
+    p_is_complete boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT leads_v1(p_epoch) THEN
         RETURN;
     END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
-    INSERT INTO nodes AS n (node, api_seen_at, api_state, version, started_at, started_seen_at, last_tick_at, unclaimed)
-    VALUES (p_node, p_snapshot_at, 'ok', p_version, p_started_at, p_snapshot_at, p_snapshot_at, coalesce(p_unclaimed, '[]'))
+    INSERT INTO nodes AS n (node, api_seen_at, api_state, version, started_at, started_seen_at, last_tick_at)
+    VALUES (p_node, p_snapshot_at, 'ok', p_version, p_started_at, p_snapshot_at, p_snapshot_at)
     ON CONFLICT (node) DO UPDATE SET
         api_seen_at = excluded.api_seen_at,
         api_state = 'ok',
@@ -644,50 +670,58 @@ BEGIN
         started_seen_at = CASE
             WHEN p_is_complete AND (n.started_seen_at IS NULL OR n.started_at IS DISTINCT FROM excluded.started_at)
             THEN excluded.started_seen_at ELSE n.started_seen_at END,
-        last_tick_at = CASE WHEN p_is_complete THEN excluded.last_tick_at ELSE n.last_tick_at END,
-        unclaimed = coalesce(p_unclaimed, n.unclaimed);
+        last_tick_at = CASE WHEN p_is_complete THEN excluded.last_tick_at ELSE n.last_tick_at END;
+END
+$$;
+
+-- Who publishes on a node without a claim.
+CREATE FUNCTION node_unclaimed_v1(p_epoch bigint, p_node text, p_unclaimed jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF leads_v1(p_epoch) THEN
+        UPDATE nodes AS n SET unclaimed = p_unclaimed WHERE n.node = p_node;
+    END IF;
 END
 $$;
 
 -- The Control API of a node gave no usable answer: p_state is 'refused', 'silent' or 'unauthorized';
 -- p_is_there: it gave some sign of life. When it answered before, and is refused for two ticks or
--- silent for 15 s, and neither claim nor hook came meanwhile, the server is lost: its streams end.
--- lost: how many; NULL without the lead.
+-- silent for 15 s, and neither claim nor start came meanwhile, the server is lost: its streams end.
+-- (An end hook is what a dying server sends.) lost: how many; NULL without the lead.
 CREATE FUNCTION node_failed_v1(p_epoch bigint, p_node text, p_state text, p_is_there boolean, OUT lost integer)
 LANGUAGE plpgsql AS $$
 DECLARE
     moment timestamptz := clock_timestamp();
     known nodes;
     is_away boolean;
+    open uuid[];
     heard integer;
 BEGIN
     IF NOT leads_v1(p_epoch) THEN
         RETURN;
     END IF;
     lost := 0;
+    heard := 0;
     PERFORM set_config('lock_timeout', '300ms', true);
-    INSERT INTO nodes AS n (node, api_state, api_failing_since, api_failures)
-    VALUES (p_node, p_state, CASE WHEN NOT p_is_there THEN moment END, CASE WHEN p_is_there THEN 0 ELSE 1 END)
-    ON CONFLICT (node) DO UPDATE SET
-        api_state = p_state,
-        api_failing_since = CASE WHEN NOT p_is_there THEN coalesce(n.api_failing_since, moment) END,
-        api_failures = CASE WHEN p_is_there THEN 0 ELSE n.api_failures + 1 END
-    RETURNING n.* INTO known;
+    SELECT n.* INTO known FROM nodes AS n WHERE n.node = p_node;
+    known.api_failing_since := CASE WHEN NOT p_is_there THEN coalesce(known.api_failing_since, moment) END;
+    known.api_failures := CASE WHEN p_is_there THEN 0 ELSE coalesce(known.api_failures, 0) + 1 END;
     is_away := p_state = 'refused' AND known.api_failures >= 2 OR moment - known.api_failing_since >= interval '15 seconds';
-    IF known.api_seen_at IS NULL
-       OR NOT coalesce(is_away, false) AND moment - known.api_seen_at < interval '15 seconds' THEN
-        RETURN;
+
+    IF is_away OR moment - known.api_seen_at >= interval '15 seconds' THEN
+        -- What was last seen of media and viewers is news no more.
+        open := ARRAY(SELECT s.id FROM streams AS s WHERE s.node = p_node AND s.ended_at IS NULL);
+        UPDATE stream_stats AS t SET viewers = NULL, media = NULL, bitrate = NULL
+        WHERE t.stream_id = ANY (open) AND (t.viewers IS NOT NULL OR t.media IS NOT NULL);
+        GET DIAGNOSTICS heard = ROW_COUNT;
     END IF;
-    -- What was last seen of media and viewers is news no more.
-    UPDATE stream_stats AS t SET viewers = NULL, media = NULL
-    FROM streams AS s
-    WHERE s.id = t.stream_id AND s.node = p_node AND s.ended_at IS NULL AND (t.viewers IS NOT NULL OR t.media IS NOT NULL);
-    GET DIAGNOSTICS heard = ROW_COUNT;
-    -- (A hook is written down once a second.)
-    IF is_away AND NOT (known.last_hook_at IS NOT NULL AND known.last_hook_at >= known.api_failing_since - interval '1 second')
-       AND NOT EXISTS (SELECT 1 FROM streams AS s WHERE s.node = p_node AND s.claimed_at >= known.api_failing_since) THEN
+    IF is_away AND known.api_seen_at IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM streams AS s
+        WHERE s.node = p_node AND s.claimed_at >= known.api_failing_since - interval '1 hour'
+          AND (s.claimed_at >= known.api_failing_since OR s.started_at >= known.api_failing_since + interval '1 second')
+    ) THEN
         WITH locked AS (
-            SELECT s.id FROM streams AS s WHERE s.node = p_node AND s.ended_at IS NULL ORDER BY s.id FOR UPDATE SKIP LOCKED
+            SELECT s.id FROM streams AS s WHERE s.id = ANY (open) AND s.ended_at IS NULL ORDER BY s.id FOR UPDATE SKIP LOCKED
         ), ended AS (
             UPDATE streams AS s SET
                 ended_at = coalesce(s.interrupted_at, moment),
@@ -701,6 +735,24 @@ BEGIN
     IF heard + lost > 0 THEN
         PERFORM bump_live_list_v1();
     END IF;
+    INSERT INTO nodes AS n (node, api_state, api_failing_since, api_failures)
+    VALUES (p_node, p_state, known.api_failing_since, known.api_failures)
+    ON CONFLICT (node) DO UPDATE SET
+        api_state = excluded.api_state, api_failing_since = excluded.api_failing_since, api_failures = excluded.api_failures;
+END
+$$;
+
+-- --- the look ---------------------------------------------------------------------------------------------
+
+-- The connection of this claim was found gone before it was live. outcome: 'ended', or 'late' when it had
+-- started or ended meanwhile.
+CREATE FUNCTION abandon_claim_v1(p_stream_id uuid, OUT outcome text)
+LANGUAGE plpgsql
+SET lock_timeout = '300ms' AS $$
+BEGIN
+    UPDATE streams AS s SET ended_at = clock_timestamp(), end_reason = 'never_started'
+    WHERE s.id = p_stream_id AND s.ended_at IS NULL AND s.started_at IS NULL;
+    outcome := CASE WHEN FOUND THEN 'ended' ELSE 'late' END;
 END
 $$;
 
@@ -788,6 +840,10 @@ BEGIN
     stream_id := target.id;
     IF target.id IS NULL OR target.path <> p_path OR target.ended_at IS NOT NULL THEN
         outcome := 'not-found';
+        IF target.end_reason IN ('revoked', 'expired', 'disabled', 'stopped') THEN
+            -- It is live after all, whatever was seen of it when it ended.
+            UPDATE streams AS s SET kick_requested_at = clock_timestamp(), kicked_at = NULL WHERE s.id = target.id;
+        END IF;
         RETURN;
     END IF;
     IF target.started_at IS NOT NULL THEN

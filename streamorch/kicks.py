@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psycopg
 
-from streamorch.mediamtx import ControlAPI, NoAnswer, NoList, Refused, Unauthorized
+from streamorch.mediamtx import ControlAPI, NoAnswer, Refused, Unauthorized
 from streamorch.repositories import NODE, Database, streams
 from streamorch.repositories.streams import Kick
 
@@ -91,16 +91,13 @@ def carry_out(api: ControlAPI, kicks: Iterable[Kick]) -> Iterator[tuple[Kick, bo
 
 def _close(api: ControlAPI, kick: Kick) -> bool:
     """Is it gone now? It may have been gone before."""
-    try:
-        if not api.close(kick.protocol, kick.connection_id, kick.path, seconds=_REQUEST_SECONDS):
+    if not api.close(kick.protocol, kick.connection_id, kick.path, seconds=_REQUEST_SECONDS):
+        return False
+    deadline = time.monotonic() + _VERIFY_SECONDS
+    while api.connection(kick.protocol, kick.connection_id, seconds=_REQUEST_SECONDS) is not None:
+        if time.monotonic() > deadline:
             return False
-        deadline = time.monotonic() + _VERIFY_SECONDS
-        while api.connection(kick.protocol, kick.connection_id, seconds=_REQUEST_SECONDS) is not None:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_PAUSE_SECONDS)
-    except NoList:
-        pass  # nobody publishes by a protocol that is switched off
+        time.sleep(_PAUSE_SECONDS)
     return True
 
 

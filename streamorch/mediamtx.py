@@ -67,10 +67,6 @@ class Unauthorized(NoAnswer):
     """The server does not accept our credential for its Control API."""
 
 
-class NoList(NoAnswer):
-    """The server has no list of that protocol: it is switched off, and nobody publishes by it."""
-
-
 class _NoRoute(Exception):
     """404 in plain text: this version does not know the call, or that protocol is switched off."""
 
@@ -211,7 +207,7 @@ class ControlAPI:
     def connection(self, protocol: str, connection_id: str, *, seconds: float) -> Connection | None:
         """The publisher of a protocol by the id that auth, hook or list gave; None when no list of it has that id.
 
-        NoList when the server has none of that protocol at all: this may be another server.
+        NoAnswer also when the server has no list of that protocol at all: then nobody knows.
         """
         exists = False
         for name in LISTS.get(protocol, ()) + (RTSP_CONNECTIONS if protocol == "rtsp" else ()):
@@ -223,7 +219,7 @@ class ControlAPI:
             if found is not None:
                 return _decoded(_connection, found)
         if not exists:
-            raise NoList("the server has no list of this protocol")
+            raise NoAnswer("the server has no list of this protocol")
         return None
 
     def close(self, protocol: str, connection_id: str, path: str, *, seconds: float) -> bool:

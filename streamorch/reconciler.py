@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from streamorch import kicks
+from streamorch import keys, kicks
 from streamorch.mediamtx import (
     LISTS,
     RTSP_CONNECTIONS,
@@ -92,9 +92,13 @@ class Reconciler:
         """Begin to tick in a thread of its own."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End after the request that is under way, and let another lead at once."""
+    def begin_to_stop(self) -> None:
+        """End after the request that is under way, and let another lead at once; in a signal handler, too."""
         self._stopping.set()
+
+    def stop(self) -> None:
+        """As `begin_to_stop`, and wait for the end."""
+        self.begin_to_stop()
         if self._thread.is_alive():
             self._thread.join(_INFO_SECONDS + _LISTS_SECONDS)
 
@@ -148,9 +152,10 @@ class Reconciler:
             info = self._api.info(seconds=_INFO_SECONDS)
             is_there = True
             self._compare(conn, known, info, report)
-            self._carry_out_kicks(conn, report)
         except NoAnswer as error:
             self._note_failure(conn, known, error, report, is_there=is_there or isinstance(error, Unauthorized))
+        if is_there:
+            self._carry_out_kicks(conn, report)
         self._note_deafness(conn)
         for change in report.changes:
             log.info("reconciled", extra={"outcome": change.what, "stream_id": change.stream_id, "path": change.path})
@@ -158,7 +163,9 @@ class Reconciler:
         return report
 
     def _confirm(self, conn: PatientConnection, *, force: bool = False) -> Lead | None:
-        """Take or keep the lead for the length of a lease; in a new epoch nothing is remembered."""
+        """Take or keep the lead for the length of a lease; in a new epoch nothing is remembered. LostLead."""
+        if self._stopping.is_set():
+            raise LostLead
         asked_at = time.monotonic()
         lead = reconciliation.lead(conn, holder=self._holder, seconds=self._lease_seconds, force=force)
         if lead is None or self._lead is None or lead.epoch != self._lead.epoch:
@@ -201,7 +208,6 @@ class Reconciler:
         )
         strangers = self._set_right(conn, epoch, known, snapshot, started_at, connections, publishers, report)
         self._observe(conn, epoch, sampled_at, live, connections, strangers)
-        report.unclaimed = self._judge_strangers(conn, epoch, known, snapshot, strangers, publishers, report)
         reconciliation.answered(
             conn,
             epoch,
@@ -210,10 +216,12 @@ class Reconciler:
             started_at=started_at,
             snapshot_at=snapshot,
             is_complete=not report.unknown,
-            unclaimed=report.unclaimed,
         )
         if known is None or known.api_state != "ok":
             log.info("the media server answers", extra={"node": NODE, "version": info.version})
+        report.unclaimed = self._judge_strangers(conn, epoch, known, snapshot, strangers, publishers, report)
+        if report.unclaimed != (known.unclaimed if known else []):
+            reconciliation.note_unclaimed(conn, epoch, node=NODE, unclaimed=report.unclaimed)
 
     def _connections(self, info: Info) -> tuple[dict[str, list[Connection]], list[str]]:
         """Every list by its name, and the protocols of those that gave no answer: unknown is not empty."""
@@ -224,6 +232,8 @@ class Reconciler:
             if protocol == "rtsp" and not info.names_rtsp_sessions:
                 names = (*names, *RTSP_CONNECTIONS)
             for name in names:
+                if self._stopping.is_set():  # our own answers to what the server asks back may be over
+                    raise LostLead
                 try:
                     # When the time is over the rest is hardly asked for at all.
                     seconds = max(0.05, min(1.0, deadline - time.monotonic()))
@@ -255,7 +265,7 @@ class Reconciler:
                     node=NODE,
                     snapshot_at=snapshot,
                     present=present,
-                    unknown=report.unknown,
+                    known=[protocol for protocol in LISTS if protocol not in report.unknown],
                     live=publishers,
                     missing_before=self._missing,
                     restarted=_has_restarted(known, started_at, connections),
@@ -294,7 +304,7 @@ class Reconciler:
             tracks=[None if before.get(of) == described else described.decode() for of, described in tracks.items()],
         )
         for source_id in {*strangers, *unwritten}:
-            del tracks[source_id]
+            tracks.pop(source_id, None)
         self._tracks = tracks
 
     # --- what is live and should not be, or is not listed and should be ---------------------------------------
@@ -321,9 +331,11 @@ class Reconciler:
             auth_ids=[auth_id or source_id for source_id, (auth_id, _, _) in by_id.items()],
         )
         closing = []
-        for stranger in found:
+        for number, stranger in enumerate(found):
             if stranger.stream_id is None:
                 continue
+            if number % 100 == 99:  # each is a transaction of its own
+                self._keep(conn)
             if not stranger.is_mistake:
                 closing.append(stranger.stream_id)
                 continue
@@ -353,7 +365,7 @@ class Reconciler:
             entry = before.get(stranger.source_id)
             if entry is None:
                 entry = {
-                    "path": path,
+                    "path": keys.redact(path),  # where the path was the key, it is not shown
                     "source_type": kind,
                     "source_id": stranger.source_id,
                     "since": _text(snapshot),
@@ -361,7 +373,7 @@ class Reconciler:
                 }
                 log.warning("a live publisher that nobody claimed", extra=entry)
             unclaimed.append(entry)
-        self._kick_unclaimed(unclaimed, len(publishers.ids))
+        self._kick_unclaimed(unclaimed, {of: path for of, (_, path, _) in by_id.items()}, len(publishers.ids))
         return unclaimed
 
     def _is_watched(self, known: Known | None) -> bool:
@@ -379,7 +391,7 @@ class Reconciler:
             and known.first_claim_at < known.last_tick_at
         )
 
-    def _kick_unclaimed(self, unclaimed: list[dict[str, Any]], live: int) -> None:
+    def _kick_unclaimed(self, unclaimed: list[dict[str, Any]], paths: dict[str, str], live: int) -> None:
         newcomers = [entry for entry in unclaimed if entry["is_newcomer"]]
         if self._settings.unknown_publishers != "kick" or not newcomers:
             return
@@ -392,7 +404,7 @@ class Reconciler:
             protocol = next(of for of, names in LISTS.items() if SOURCE_LISTS[entry["source_type"]] in names)
             log.warning("kicking a publisher that nobody claimed", extra=entry)
             try:
-                self._api.close(protocol, entry["source_id"], entry["path"], seconds=_INFO_SECONDS)
+                self._api.close(protocol, entry["source_id"], paths[entry["source_id"]], seconds=_INFO_SECONDS)
             except NoAnswer as error:
                 log.warning("kick without an answer", extra=entry | {"reason": str(error)})
                 return

@@ -342,6 +342,7 @@ def use_streams(conn: Connection, text: str) -> None:
     streams.update(conn, one, {"recording_ref": text, "metadata": {"a": text}})
     streams.get(conn, one)
     streams.rival(conn, one)
+    streams.abandon(conn, one)
     streams.active_on_path(conn, node="default", path=text)
     for whose in ("stream_id", "stream_key_id", "broadcaster_id"):
         streams.kicks(conn, node="default", limit=20, **{whose: one})
@@ -364,6 +365,7 @@ def use_reconciliation(conn: Connection, text: str) -> None:
     epoch, now = lead
     nodes.heard(conn, text)
     nodes.every(conn, default=text)
+    nodes.api_state(conn, text)
     reconciliation.known(conn, text)
     reconciliation.settle(conn, epoch)
     for ids in ([], [text]):
@@ -373,7 +375,7 @@ def use_reconciliation(conn: Connection, text: str) -> None:
             node=text,
             snapshot_at=now,
             present=ids,
-            unknown=ids,
+            known=ids,
             live=reconciliation.Publishers(ids, [*ids], ids, ids),
             missing_before=[uuid.uuid4() for _ in ids],
             restarted=bool(ids),
@@ -399,8 +401,8 @@ def use_reconciliation(conn: Connection, text: str) -> None:
             started_at=started_at,
             snapshot_at=now,
             is_complete=True,
-            unclaimed=None if version is None else [{"source_id": text}],
         )
+    reconciliation.note_unclaimed(conn, epoch, node=text, unclaimed=[{"source_id": text}])
     reconciliation.failed(conn, epoch, node=text, state="silent", is_there=False)
     reconciliation.reopen(conn, epoch, uuid.uuid4(), source_type=text, source_id=text)
     reconciliation.name_rtsp_session(conn, epoch, node=text, path=text, source_type=text, source_id=text)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _IN_USE = ("stream-key-in-use", "path-in-use")
 # Until when a look may last, counted from the question: the answer is due within 2.8 s.
 _LOOK_SECONDS = 2.5
-_LOOKS = 2
+_LOOKS = 3
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -101,7 +101,7 @@ def _publish(question: Question, from_node: str, settings: Settings) -> None:
 def _claim(**wanted: Any) -> streams.Claim:
     """The claim. When another stream of the key is in the way, look whether it is really alive before saying so.
 
-    Twice at most: while one was looked at, another newcomer may have taken its place.
+    Three times at most: behind a claim that broke off stands the stream that it wanted to replace.
     """
     of = service()
     deadline = time.monotonic() + _LOOK_SECONDS
@@ -112,6 +112,8 @@ def _claim(**wanted: Any) -> streams.Claim:
         rival = of.database.run(partial(streams.rival, stream_id=claim.rival_id))
         if rival is not None and not of.looks.gives_way(rival, deadline=deadline):
             break
+        if rival is not None and not rival.is_active:
+            of.database.run(partial(streams.abandon, stream_id=rival.id))
         claim = of.database.run(partial(streams.claim, **wanted, judged_gone=claim.rival_id))
     return claim
 

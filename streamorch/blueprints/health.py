@@ -38,7 +38,7 @@ def readyz() -> flask.Response:
         with service().database.connection() as conn:
             current = migrate.is_current(conn)
             if current:
-                media_server = {node.name: node.api for node in nodes.every(conn, default=NODE)}[NODE]
+                media_server = nodes.api_state(conn, NODE)
     except psycopg.OperationalError:
         return _not_ready({"status": "degraded", "database": "unreachable", "schema": None, "version": __version__})
     except psycopg.errors.UndefinedTable:

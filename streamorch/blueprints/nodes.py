@@ -20,10 +20,13 @@ def index() -> flask.Response:
 
 def _shown(node: nodes.Node) -> dict[str, object]:
     shown = msgspec.structs.asdict(node)
+    # What the reconciler thinks of each is its own affair.
+    shown["unclaimed"] = [{name: entry[name] for name in _UNCLAIMED} for entry in msgspec.json.decode(node.unclaimed)]
     shown["problem"] = _DEAF if shown.pop("is_deaf") else None
     return shown
 
 
+_UNCLAIMED = ("path", "source_type", "source_id", "since")
 _DEAF = (
     "publishers are let in, but neither a hook nor the Control API tells what became of them: no stream becomes live"
 )

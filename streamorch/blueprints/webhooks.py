@@ -7,7 +7,9 @@ of the connection, and answered truthfully: never a 2xx for work that was not do
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
+from uuid import UUID
 
 import flask
 import msgspec
@@ -16,7 +18,7 @@ from streamorch import keys
 from streamorch.blueprints import no_content, node, require_media_server, service, told
 from streamorch.mediamtx import SOURCE_LISTS, NoAnswer
 from streamorch.problems import FieldError, Problem
-from streamorch.repositories import nodes, streams
+from streamorch.repositories import Connection, nodes, streams
 
 bp = flask.Blueprint("webhooks", __name__, url_prefix="/webhook")
 bp.before_request(require_media_server)
@@ -40,6 +42,9 @@ class Ear:
 @bp.record_once
 def _give_ear(state: flask.blueprints.BlueprintSetupState) -> None:
     state.app.extensions["streamorch.ear"] = Ear()
+
+
+Work = Callable[[Connection], tuple[str, UUID | None]]
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -79,17 +84,15 @@ def not_ready() -> flask.Response:
     from_node = node()
     event = _event()
     if event.source_id:
-        work = partial(
+        work: Work = partial(
             streams.end, node=from_node, path=event.path, source_type=event.source_type, source_id=event.source_id
         )
     elif event.source_id is None and (not event.source_type or event.source_type in SOURCE_LISTS):
-        # The plain hook names no connection: ask whether the one that we know of is there.
-        is_publishing = _is_publishing(from_node, event.path)
-        if is_publishing:
+        unnamed = _end_of_the_unnamed(from_node, event)
+        if unnamed is None:
             _note_heard(from_node)
             return no_content()
-        grace_seconds = _GRACE_SECONDS if is_publishing is None else 0
-        work = partial(streams.end_on_path, node=from_node, path=event.path, grace_seconds=grace_seconds)
+        work = unnamed
     else:
         return no_content()
     outcome, stream_id = service().database.run(work)
@@ -98,22 +101,28 @@ def not_ready() -> flask.Response:
     return no_content()
 
 
-def _is_publishing(from_node: str, path: str) -> bool | None:
-    """Does the connection of the stream that is active on this path publish? None when nobody says.
+def _end_of_the_unnamed(from_node: str, event: Event) -> Work | None:
+    """What the plain hook, which names no connection, asks for; None when the one that we know of still publishes.
 
-    Asked of the connection lists: the list of paths waits while the media server waits for us.
+    Asked of the connection lists: the list of paths waits while the media server waits for us. When nobody says, the
+    stream ends unless it is so young that the hook is most likely about the publisher before.
     """
     ear: Ear = flask.current_app.extensions["streamorch.ear"]
-    active = service().database.run(partial(streams.active_on_path, node=from_node, path=path))
+    unsure = partial(streams.end_on_path, node=from_node, path=event.path, grace_seconds=_GRACE_SECONDS)
+    active = service().database.run(partial(streams.active_on_path, node=from_node, path=event.path))
     if active is None or not ear.asking.acquire(blocking=False):
-        return None
+        return unsure
+    protocol, source_id = active
     try:
-        found = service().api.connection(*active, seconds=_ASK_SECONDS)
+        found = service().api.connection(protocol, source_id, seconds=_ASK_SECONDS)
     except NoAnswer:
-        return None
+        return unsure
     finally:
         ear.asking.release()
-    return found is not None and found.state == "publish" and found.path == path
+    if found is not None and found.state == "publish" and found.path == event.path:
+        return None
+    # By its id, and not by the path, which may have another publisher by now.
+    return partial(streams.end, node=from_node, path=event.path, source_type=event.source_type, source_id=source_id)
 
 
 def _note_heard(from_node: str) -> None:

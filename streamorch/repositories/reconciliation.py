@@ -150,17 +150,17 @@ def reconcile(
     node: str,
     snapshot_at: datetime,
     present: Sequence[str],
-    unknown: Sequence[str],
+    known: Sequence[str],
     live: Publishers,
     missing_before: Sequence[UUID],
     restarted: bool,
 ) -> Outcome | None:
-    """Set the open streams of a node right by one snapshot. None: no lead."""
+    """Set the open streams of a node right by one snapshot; `known`: protocols whose lists answered. None: no lead."""
     changes, count, missing, strangers, more = only(
         conn,
         """/* reconciliation.reconcile */
         SELECT changes::text, change_count, missing, strangers, more
-        FROM reconcile_v1(%(epoch)s, %(node)s, %(snapshot_at)s, lines_v1(%(present)s), lines_v1(%(unknown)s),
+        FROM reconcile_v1(%(epoch)s, %(node)s, %(snapshot_at)s, lines_v1(%(present)s), lines_v1(%(known)s),
                           lines_v1(%(ids)s), lines_v1(%(auth_ids)s), lines_v1(%(paths)s), lines_v1(%(types)s),
                           lines_v1(%(missing_before)s)::uuid[], %(restarted)s)
         """,
@@ -169,7 +169,7 @@ def reconcile(
             "node": node,
             "snapshot_at": snapshot_at,
             "present": _lines(present),
-            "unknown": _lines(unknown),
+            "known": _lines(known),
             **{name: _lines(column) for name, column in live._asdict().items()},
             "missing_before": _lines(missing_before),
             "restarted": restarted,
@@ -238,13 +238,12 @@ def answered(
     started_at: datetime | None,
     snapshot_at: datetime,
     is_complete: bool,
-    unclaimed: list[dict[str, Any]] | None,
 ) -> None:
     """The media server answered; `is_complete`: every list, so that this snapshot is one to compare with."""
     conn.execute(
         """/* reconciliation.answered */
         SELECT node_answered_v1(%(epoch)s, %(node)s, %(version)s, %(started_at)s::timestamptz, %(snapshot_at)s,
-                                %(is_complete)s, %(unclaimed)s::jsonb)
+                                %(is_complete)s)
         """,
         {
             "epoch": epoch,
@@ -253,8 +252,15 @@ def answered(
             "started_at": started_at and started_at.isoformat(),
             "snapshot_at": snapshot_at,
             "is_complete": is_complete,
-            "unclaimed": None if unclaimed is None else msgspec.json.encode(unclaimed).decode(),
         },
+    )
+
+
+def note_unclaimed(conn: Connection, epoch: int, *, node: str, unclaimed: list[dict[str, Any]]) -> None:
+    """Who publishes without a claim."""
+    conn.execute(
+        "/* reconciliation.note_unclaimed */ SELECT node_unclaimed_v1(%(epoch)s, %(node)s, %(unclaimed)s::jsonb)",
+        {"epoch": epoch, "node": node, "unclaimed": msgspec.json.encode(unclaimed).decode()},
     )
 
 

@@ -209,7 +209,7 @@ def claim(
 ) -> Claim:
     """Claim the path for the publisher of this key: one statement, and the same again gives 'replay'.
 
-    `judged_gone` is the rival of an earlier 'stream-key-in-use' that gives way: it was found stalled or gone since.
+    `judged_gone` is the active rival of an earlier 'stream-key-in-use' that gives way: found stalled or gone since.
     """
     return Claim(
         *only(
@@ -250,8 +250,8 @@ def rival(conn: Connection, stream_id: UUID) -> Rival | None:
                 k.takeover,
                 node_seen_v1(s.node) AS can_be_seen,
                 t.bytes,
-                extract(epoch FROM clock_timestamp() - t.sampled_at)::float8 AS sample_age,
-                extract(epoch FROM clock_timestamp() - t.moved_at)::float8 AS moved_age
+                extract(epoch FROM statement_timestamp() - t.sampled_at)::float8 AS sample_age,
+                extract(epoch FROM statement_timestamp() - t.moved_at)::float8 AS moved_age
             FROM streams AS s
             JOIN stream_keys AS k ON k.id = s.stream_key_id
             LEFT JOIN stream_stats AS t ON t.stream_id = s.id
@@ -259,6 +259,11 @@ def rival(conn: Connection, stream_id: UUID) -> Rival | None:
             """,
             {"id": stream_id},
         ).fetchone()
+
+
+def abandon(conn: Connection, stream_id: UUID) -> str:
+    """The connection of this claim is gone before it was live: 'ended', or 'late' when it started or ended."""
+    return str(only(conn, "/* streams.abandon */ SELECT abandon_claim_v1(%(id)s)", {"id": stream_id})[0])
 
 
 def check(conn: Connection, *, key_hash: bytes, node: str, path: str) -> Claim:

@@ -1,14 +1,18 @@
 """POST /auth: every row of the table of refusals, every way in which a key arrives, and what is written."""
 
 import json
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import werkzeug.serving
 
 from streamorch import keys, signing
 from tests.blueprints import FUTURE, PAST, debugging, fields, logged, only, problem, rows
 from tests.conftest import API_SECRET, MediaServer
+from tests.fake_mediamtx import FakeMediaMTX
 
 OPEN = "SELECT * FROM streams WHERE ended_at IS NULL ORDER BY claimed_at"
 PATH = "live/cam7"
@@ -663,3 +667,216 @@ class TestFromMemory:
     @pytest.mark.parametrize("action", ["", "Publish", "describe", "x" * 1000, "\x00"])
     def test_an_unknown_action_is_refused(self, action, media_server):
         problem(media_server.ask("any-key", action=action), "unauthorized", 401)
+
+
+class TestALook:
+    """Another stream of the key is in the way: is it alive? Asked of the media server while it waits for us."""
+
+    @pytest.fixture
+    def fake(self):
+        with FakeMediaMTX() as server:
+            yield server
+
+    @pytest.fixture
+    def app(self, make_app, fake):
+        return make_app(MEDIAMTX_API_URL=fake.url)
+
+    @pytest.fixture(autouse=True)
+    def was_seen(self, conn):
+        reachable(conn)
+
+    def publish(self, fake, media_server, key, *, live=True, bytes_per_second=0):
+        """The first publisher of the key: live, or let in and waiting."""
+        publisher = fake.publish(PATH, live=live, bytes_per_second=bytes_per_second)
+        assert media_server.ask(key, id=publisher.auth_id).status_code == 200
+        if live:
+            assert media_server.ready(publisher.source_id).status_code == 204
+        return publisher
+
+    def ask(self, media_server, key, *, most, **members):
+        """A newcomer; its answer, which must come within so many seconds."""
+        began = time.monotonic()
+        answer = media_server.ask(key, **{"id": "new", **members})
+        assert time.monotonic() - began < most
+        return answer
+
+    def assert_refused(self, answer, conn):
+        problem(answer, "stream-key-in-use", 401)
+        assert [row["auth_id"] for row in rows(conn, OPEN)] != ["new"]
+
+    def sample(self, conn, seconds_ago, moved_ago):
+        """What the reconciler saw."""
+        conn.execute(
+            """
+            INSERT INTO stream_stats (stream_id, bytes, sampled_at, moved_at)
+            SELECT s.id, 1000, moment - make_interval(secs => %s), moment - make_interval(secs => %s)
+            FROM streams AS s, clock_timestamp() AS moment
+            """,
+            [seconds_ago, moved_ago],
+        )
+
+    def test_a_stream_that_is_alive_is_in_use(self, fake, media_server, make_key, conn):
+        key = make_key()
+        self.publish(fake, media_server, key, bytes_per_second=100_000)
+        self.assert_refused(self.ask(media_server, key, most=2.0), conn)
+        # Asked again within a second, nobody looks again.
+        fake.forget_calls()
+        self.assert_refused(self.ask(media_server, key, most=0.3, id="newer"), conn)
+        assert fake.calls == []
+
+    @pytest.mark.parametrize("path", [PATH, "live/elsewhere"])
+    def test_a_stream_that_is_stalled_gives_way(self, path, fake, media_server, make_key, conn):
+        key = make_key()
+        publisher = self.publish(fake, media_server, key)
+        fake.send(publisher, 1000)
+        self.sample(conn, 2, 2)
+        assert self.ask(media_server, key, most=0.5, path=path).status_code == 200
+        old, new = rows(conn, OPEN)
+        assert (new["auth_id"], new["replaces"], old["ended_at"]) == ("new", old["id"], None)
+
+    def test_a_stream_of_which_nothing_was_sampled_is_watched_until_it_is_stalled(self, fake, media_server, make_key):
+        key = make_key()
+        self.publish(fake, media_server, key)
+        assert self.ask(media_server, key, most=2.0).status_code == 200
+
+    def test_a_stream_that_is_gone_gives_way_at_once(self, fake, media_server, make_key, conn):
+        key = make_key()
+        fake.leave(self.publish(fake, media_server, key))
+        assert self.ask(media_server, key, most=0.5).status_code == 200
+        assert [row["auth_id"] == "new" for row in rows(conn, OPEN)] == [False, True]
+
+    def test_a_claim_that_is_connected_is_in_use(self, fake, media_server, make_key, conn):
+        key = make_key()
+        self.publish(fake, media_server, key, live=False)
+        self.assert_refused(self.ask(media_server, key, most=0.5), conn)
+
+    @pytest.mark.parametrize("takeover", ["stalled", "always", "never"])
+    def test_a_claim_that_is_gone_gives_way_at_once(self, takeover, fake, media_server, make_key, conn):
+        key = make_key(takeover=takeover)
+        fake.leave(self.publish(fake, media_server, key, live=False))
+        assert self.ask(media_server, key, most=0.5).status_code == 200
+        old, new = rows(conn, "SELECT * FROM streams ORDER BY claimed_at")
+        assert (old["end_reason"], new["replaces"], new["ended_at"]) == ("never_started", None, None)
+
+    def test_a_claim_that_is_gone_and_the_stalled_stream_behind_it_give_way(self, fake, media_server, make_key, conn):
+        key = make_key()
+        stalled = self.publish(fake, media_server, key)
+        fake.send(stalled, 1000)
+        self.sample(conn, 2, 2)
+        newcomer = fake.publish(PATH, live=False)
+        assert media_server.ask(key, id=newcomer.auth_id).status_code == 200
+        fake.leave(newcomer)
+        assert self.ask(media_server, key, most=1.0).status_code == 200
+        old, new = rows(conn, OPEN)
+        assert (new["auth_id"], new["replaces"]) == ("new", old["id"])
+
+    def test_a_claim_that_is_gone_makes_no_way_past_a_stream_that_is_alive(self, fake, media_server, make_key, conn):
+        key = make_key(takeover="always")
+        self.publish(fake, media_server, key, bytes_per_second=100_000)
+        newcomer = fake.publish(PATH, live=False)
+        assert media_server.ask(key, id=newcomer.auth_id).status_code == 200
+        fake.leave(newcomer)
+        conn.execute("UPDATE stream_keys SET takeover = 'stalled'")
+        self.assert_refused(self.ask(media_server, key, most=2.8), conn)
+
+    @pytest.mark.parametrize("how", ["refuse", "hang"])
+    @pytest.mark.parametrize("grew_lately", [False, True])
+    def test_without_an_answer_who_grew_lately_is_in_use(self, how, grew_lately, fake, media_server, make_key, conn):
+        key = make_key()
+        self.publish(fake, media_server, key)
+        self.sample(conn, 2, 2 if grew_lately else 4)
+        getattr(fake, how)()
+        answer = self.ask(media_server, key, most=0.9)
+        if grew_lately:
+            self.assert_refused(answer, conn)
+        else:
+            assert answer.status_code == 200
+
+    def test_who_takes_over_always_does_not_look(self, fake, media_server, make_key):
+        key = make_key(takeover="always")
+        self.publish(fake, media_server, key, bytes_per_second=100_000)
+        assert self.ask(media_server, key, most=0.3).status_code == 200
+        assert fake.calls == []
+
+    @pytest.mark.parametrize("state", ["alive", "stalled", "gone", "silent"])
+    def test_who_takes_over_never_gives_way_when_gone_alone(self, state, fake, media_server, make_key, conn):
+        key = make_key(takeover="never")
+        publisher = self.publish(fake, media_server, key, bytes_per_second=100_000 if state == "alive" else 0)
+        self.sample(conn, 60, 60)
+        if state == "gone":
+            fake.leave(publisher)
+        elif state == "silent":
+            fake.refuse()
+        answer = self.ask(media_server, key, most=0.5)
+        if state == "gone":
+            assert answer.status_code == 200
+        else:
+            self.assert_refused(answer, conn)
+
+    def test_a_stream_of_another_key_is_not_looked_at(self, fake, media_server, make_key):
+        self.publish(fake, media_server, make_key())
+        problem(self.ask(media_server, make_key(), most=0.3), "path-in-use", 401)
+        assert fake.calls == []
+
+    @pytest.mark.parametrize("how", ["hang", "slow", "drip"])
+    def test_the_answer_comes_in_time_whatever_the_media_server_does(self, how, fake, media_server, make_key):
+        key = make_key()
+        publisher = self.publish(fake, media_server, key, bytes_per_second=50)
+        assert publisher.is_live
+        if how == "hang":
+            fake.hang()
+        else:
+            getattr(fake, how)(0.25)
+        self.ask(media_server, key, most=2.8)
+
+    def test_two_who_ask_at_once_share_one_look_and_one_is_let_in(self, app, fake, media_server, make_key, conn):
+        key = make_key()
+        old = self.publish(fake, media_server, key)
+        newcomers = [fake.publish(PATH, live=False) for _ in range(2)]
+
+        def ask(newcomer):
+            return MediaServer(app.test_client()).ask(key, id=newcomer.auth_id).status_code
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(2) as threads:
+            assert sorted(threads.map(ask, newcomers)) == [200, 401]
+        assert time.monotonic() - began < 2.8
+        watched = [call for call in fake.calls if old.source_id in call.target]
+        assert len(watched) < 10  # one look reads every 200 ms for 1.2 s
+        assert len(rows(conn, OPEN)) == 2
+
+    def test_no_path_is_ever_asked_for(self, fake, media_server, make_key, conn):
+        """The list of paths waits for the loop that waits for us."""
+        for bytes_per_second in (0, 100_000):
+            conn.execute("DELETE FROM streams")
+            key = make_key()
+            self.publish(fake, media_server, key, bytes_per_second=bytes_per_second)
+            self.ask(media_server, key, most=2.8)
+        assert fake.calls
+        assert all(call.target.startswith("/v3/rtmp") and "/get/" in call.target for call in fake.calls)
+
+    def test_a_server_that_asks_us_for_every_call_of_ours_is_answered(self, make_app, make_key, conn):
+        """As v1.20.1 does it by default: its own question waits for the look, and each call of the look asks again."""
+        with FakeMediaMTX(nested_auth=True) as fake:
+            app = make_app(MEDIAMTX_API_URL=fake.url)
+            server = werkzeug.serving.make_server("127.0.0.1", 0, app, threaded=True)
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(server.serve_forever)
+                try:
+                    fake.callback_url = f"http://127.0.0.1:{server.port}"
+                    key = make_key()
+                    first = fake.publish(PATH, live=False, bytes_per_second=100_000)
+                    assert fake.ask(first, key.value) == 200
+                    fake.go_live(first)
+                    assert fake.hook_ready(first) == 204
+                    began = time.monotonic()
+                    assert fake.ask(fake.publish(PATH, live=False), key.value) == 401
+                    assert 0.4 < time.monotonic() - began < 2.8
+                    fake.freeze(first)
+                    time.sleep(1)
+                    second = fake.publish(PATH, live=False)
+                    assert fake.ask(second, key.value) == 200
+                finally:
+                    server.shutdown()
+                    server.server_close()
+        assert [row["auth_id"] for row in rows(conn, OPEN)] == [first.auth_id, second.auth_id]

@@ -3,11 +3,14 @@
 import datetime
 import json
 import re
+import time
 import uuid
 
 import pytest
 
 from tests.blueprints import PAST, TIME, fields, only, problem, rows
+from tests.fake_mediamtx import FakeMediaMTX
+from tests.test_leader import until
 
 MEMBERS = {"id", "display_name", "metadata", "disabled", "created_at", "updated_at"}
 READ = "SELECT *, metadata::text AS said FROM broadcasters"
@@ -346,3 +349,41 @@ def test_a_deleted_broadcaster_gets_no_new_key(api, make_broadcaster):
     broadcaster = make_broadcaster()
     api.delete(f"/broadcasters/{broadcaster}")
     assert fields(api.post("/stream-keys", json={"broadcaster_id": str(broadcaster)})) == {"broadcaster_id"}
+
+
+class TestWithAMediaServer:
+    """What becomes of those who publish for a broadcaster."""
+
+    @pytest.fixture
+    def fake(self):
+        with FakeMediaMTX() as server:
+            yield server
+
+    @pytest.fixture
+    def app(self, make_app, fake):
+        return make_app(MEDIAMTX_API_URL=fake.url)
+
+    @pytest.mark.parametrize("way", ["disabled", "deleted"])
+    def test_all_that_it_publishes_is_closed(self, way, api, fake, make_broadcaster, make_key, media_server, conn):
+        broadcaster = make_broadcaster()
+        live, waiting = make_key(broadcaster_id=broadcaster), make_key(broadcaster_id=broadcaster)
+        publisher = fake.publish("live/a", connection_id=media_server.go_live(live, "live/a"))
+        newcomer = fake.publish("live/b", live=False)
+        assert media_server.ask(waiting, "live/b", id=newcomer.auth_id).status_code == 200
+        other = fake.publish("live/c", connection_id=media_server.go_live(make_key(), "live/c"))
+        if way == "disabled":
+            api.patch(f"/broadcasters/{broadcaster}", json={"disabled": True})
+        else:
+            api.delete(f"/broadcasters/{broadcaster}")
+        until(lambda: len(rows(conn, "SELECT 1 AS x FROM streams WHERE kicked_at IS NOT NULL")) == 2, 3)
+        assert sorted(fake.kicks) == sorted([publisher.source_id, newcomer.source_id])
+        assert other.is_live
+
+    def test_the_answer_waits_for_no_media_server(self, api, fake, make_broadcaster, make_key, media_server):
+        broadcaster = make_broadcaster()
+        for number in range(5):
+            media_server.go_live(make_key(broadcaster_id=broadcaster), f"live/{number}")
+        fake.hang()
+        began = time.monotonic()
+        assert api.delete(f"/broadcasters/{broadcaster}").status_code == 204
+        assert time.monotonic() - began < 1

@@ -16,8 +16,12 @@ from hypothesis import strategies as st
 
 from streamorch import blueprints
 from streamorch.problems import Problem
+from streamorch.reconciler import Reconciler
+from streamorch.repositories import connect
 from tests.blueprints import FUTURE, NOW, PAST, TIME, fields, only, problem, rows
 from tests.conftest import Api, MediaServer
+from tests.fake_mediamtx import FakeMediaMTX, recording
+from tests.test_leader import until
 
 PATH = "live/cam7"
 ALL = "SELECT * FROM streams ORDER BY claimed_at"
@@ -974,3 +978,119 @@ def test_no_list_holds_a_key(api, media_server, make_key, conn):
         assert key.value not in api.get(path).text
     dump = json.dumps(rows(conn, ALL) + rows(conn, "SELECT * FROM stream_keys"), default=repr)
     assert key.value not in dump
+
+
+class TestWithAMediaServer:
+    """What is known of a stream from the media server, and what stopping it does there."""
+
+    @pytest.fixture
+    def fake(self):
+        with FakeMediaMTX() as server:
+            yield server
+
+    @pytest.fixture
+    def app(self, make_app, fake):
+        return make_app(MEDIAMTX_API_URL=fake.url)
+
+    @pytest.fixture
+    def publisher(self, fake, media_server, make_key):
+        return fake.publish(PATH, connection_id=media_server.go_live(make_key()))
+
+    @pytest.fixture
+    def tick(self, app, conn):
+        """One tick of the reconciler, so many seconds after the last."""
+        of = app.extensions["streamorch"]
+        with connect(of.settings.database_url) as patient:
+            reconciler = Reconciler(of.settings, of.api)
+
+            def do(*, after=0):
+                conn.execute("UPDATE nodes SET api_seen_at = api_seen_at - make_interval(secs => %s)", [after])
+                conn.execute(
+                    "UPDATE stream_stats SET sampled_at = sampled_at - make_interval(secs => %(seconds)s),"
+                    " moved_at = moved_at - make_interval(secs => %(seconds)s)",
+                    {"seconds": after},
+                )
+                reconciler.tick(patient, force=True)
+
+            yield do
+            reconciler.resign(patient)
+
+    def shown(self, api):
+        (listed,) = api.get("/streams").json["streams"]
+        one = api.get(f"/streams/{listed['id']}").json
+        assert {name: one[name] for name in MEMBERS} == listed
+        return one
+
+    def test_viewers_media_bytes_bitrate_and_tracks_are_told(self, api, fake, publisher, tick):
+        fake.read(PATH, n=3)
+        fake.send(publisher, 1_000_000)
+        tick()
+        one = self.shown(api)
+        assert (one["viewers"], one["media"], one["bytes"], one["bitrate"]) == (3, "flowing", 1_000_000, None)
+        assert [track["codec"] for track in one["tracks"]] == recording("v1.20.1")["paths"]["rtmp"]["tracks"]
+        assert one["tracks"][0]["properties"]
+        fake.send(publisher, 1_000_000)
+        tick(after=4)
+        one = self.shown(api)
+        assert (one["bytes"], one["media"]) == (2_000_000, "flowing")
+        assert 1_800_000 < one["bitrate"] < 2_000_001
+        tick(after=4)
+        one = self.shown(api)
+        assert (one["media"], one["bitrate"], one["bytes"]) == ("stalled", 0, 2_000_000)
+
+    def test_the_list_follows_viewers_and_media(self, api, fake, publisher, tick):
+        tick()
+        etags = [api.get("/streams").headers["ETag"]]
+        for step in (lambda: fake.read(PATH), lambda: None, lambda: fake.send(publisher, 1)):
+            step()
+            tick(after=2)
+            etags.append(api.get("/streams").headers["ETag"])
+        assert len(set(etags)) == 3 + 1 - 1  # viewers and stalled at once; nothing; flowing again
+        assert etags[1] == etags[2]
+        fake.send(publisher, 1000)
+        tick(after=2)
+        assert api.get("/streams").headers["ETag"] == etags[-1]
+
+    def test_without_news_viewers_and_media_are_null(self, api, fake, publisher, tick, conn):
+        fake.send(publisher, 100)
+        tick()
+        fake.answer(401)
+        tick(after=60)
+        one = self.shown(api)
+        assert (one["viewers"], one["media"], one["bitrate"], one["bytes"]) == (None, None, None, 100)
+
+    def test_a_stopped_stream_is_closed(self, api, fake, publisher, conn):
+        stream_id = only(conn, ALL)["id"]
+        assert api.get(f"/streams/{stream_id}").json["kick"] is None
+        fake.hang("/v3/rtmpconns/kick")
+        began = time.monotonic()
+        assert api.delete(f"/streams/{stream_id}").status_code == 204
+        assert time.monotonic() - began < 1
+        assert api.get(f"/streams/{stream_id}").json["kick"] == "pending"
+        assert publisher.is_live
+        fake.heal()
+        assert api.delete(f"/streams/{stream_id}").status_code == 204
+        until(lambda: api.get(f"/streams/{stream_id}").json["kick"] == "done", 3)
+        assert not publisher.is_live
+
+    def test_a_hold_closes_the_newcomer_of_the_key_too(self, api, fake, media_server, make_key, conn):
+        conn.execute("INSERT INTO nodes (node, api_seen_at) VALUES ('default', clock_timestamp())")
+        key = make_key(takeover="always")
+        old = fake.publish(PATH, connection_id=media_server.go_live(key))
+        new = fake.publish(PATH, live=False)
+        assert media_server.ask(key, id=new.auth_id).status_code == 200
+        stream_id = rows(conn, ALL)[0]["id"]
+        api.delete(f"/streams/{stream_id}")
+        until(lambda: all(row["kicked_at"] for row in rows(conn, ALL)), 3)
+        assert sorted(fake.kicks) == sorted([old.source_id, new.source_id])
+
+    def test_stopping_a_newcomer_closes_it_alone(self, api, fake, media_server, make_key, conn):
+        conn.execute("INSERT INTO nodes (node, api_seen_at) VALUES ('default', clock_timestamp())")
+        key = make_key(takeover="always")
+        old = fake.publish(PATH, connection_id=media_server.go_live(key))
+        new = fake.publish(PATH, live=False)
+        assert media_server.ask(key, id=new.auth_id).status_code == 200
+        api.delete(f"/streams/{rows(conn, ALL)[1]['id']}")
+        until(lambda: rows(conn, ALL)[1]["kicked_at"], 3)
+        assert fake.kicks == [new.source_id]
+        assert old.is_live

@@ -1,13 +1,18 @@
 """The hooks are hints: unordered, unretried, lost or doubled. Each is decided by the id of its connection."""
 
 import json
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from streamorch import keys
 from tests.blueprints import PAST, logged, only, problem, rows
 from tests.conftest import MediaServer
+from tests.fake_mediamtx import FakeMediaMTX
+from tests.test_leader import until
 
 PATH = "live/cam7"
 ALL = "SELECT * FROM streams ORDER BY claimed_at"
@@ -455,3 +460,144 @@ def test_ready_of_a_live_stream_is_204_even_when_its_key_is_gone(column, media_s
         [PAST],
     )
     assert_done(media_server.ready(connection_id))
+
+
+class TestWithAMediaServer:
+    """What a hook has asked or closed there."""
+
+    @pytest.fixture
+    def fake(self):
+        with FakeMediaMTX() as server:
+            yield server
+
+    @pytest.fixture
+    def app(self, make_app, fake):
+        return make_app(MEDIAMTX_API_URL=fake.url)
+
+    @pytest.fixture
+    def publisher(self, fake, media_server, make_key):
+        return fake.publish(PATH, connection_id=media_server.go_live(make_key()))
+
+    def test_a_plain_not_ready_of_who_publishes_changes_nothing(self, fake, publisher, hook, conn, version):
+        conn.execute("UPDATE streams SET started_at = started_at - interval '1 hour'")
+        before = version()
+        assert_done(hook("not-ready", path=PATH))
+        assert only(conn, ALL)["ended_at"] is None
+        assert version() == before
+        assert [call.target for call in fake.calls] == [f"/v3/rtmpconns/get/{publisher.source_id}"]
+
+    @pytest.mark.parametrize("way", ["gone", "not live", "elsewhere"])
+    def test_a_plain_not_ready_of_who_publishes_no_more_ends_it_at_once(self, way, fake, publisher, hook, conn):
+        fake.leave(publisher)
+        if way == "not live":
+            fake.publish(PATH, connection_id=publisher.auth_id, live=False)
+        elif way == "elsewhere":
+            fake.publish("live/elsewhere", connection_id=publisher.auth_id)
+        assert_done(hook("not-ready", path=PATH))
+        assert only(conn, ALL)["end_reason"] == "disconnected"
+
+    @pytest.mark.parametrize("seconds", [4, 6])
+    @pytest.mark.parametrize("how", ["hang", "refuse", "answer"])
+    def test_a_plain_not_ready_of_which_nobody_tells_ends_what_is_older(
+        self, how, seconds, fake, publisher, hook, conn
+    ):
+        if how == "answer":
+            fake.answer(500)
+        else:
+            getattr(fake, how)()
+        conn.execute("UPDATE streams SET started_at = started_at - make_interval(secs => %s)", [seconds])
+        began = time.monotonic()
+        assert_done(hook("not-ready", path=PATH))
+        assert time.monotonic() - began < 0.8
+        assert only(conn, ALL)["end_reason"] == (None if seconds == 4 else "disconnected")
+
+    def test_no_more_than_two_plain_not_readys_ask_at_once(self, app, fake, publisher, conn):
+        conn.execute("UPDATE streams SET started_at = started_at - interval '4 seconds'")
+        fake.hang()
+
+        def tell(_):
+            body = {"path": PATH, "source_type": "rtmpConn"}
+            return app.test_client().post("/webhook/not-ready", json=body).status_code
+
+        with ThreadPoolExecutor(6) as threads:
+            assert list(threads.map(tell, range(6))) == [204] * 6
+        assert len(fake.calls) == 2
+
+    @pytest.mark.parametrize(("statement", "reason"), LOST_RIGHTS)
+    def test_a_publisher_that_goes_live_without_a_right_is_closed(
+        self, statement, reason, fake, media_server, make_key, conn
+    ):
+        publisher = fake.publish(PATH, live=False)
+        media_server.ask(make_key(), id=publisher.auth_id)
+        conn.execute(statement)
+        fake.go_live(publisher)
+        problem(media_server.ready(publisher.source_id), "stream-not-found", 404)
+        until(lambda: only(conn, ALL)["kicked_at"], 3)
+        assert only(conn, ALL)["end_reason"] == reason
+        assert not publisher.is_live
+
+    def test_a_publisher_that_goes_live_after_it_was_stopped_is_closed(self, fake, api, media_server, make_key, conn):
+        publisher = fake.publish(PATH, "rtsp", live=False)
+        media_server.ask(make_key(), id=publisher.auth_id, protocol="rtsp")
+        api.delete(f"/streams/{only(conn, ALL)['id']}")
+        fake.go_live(publisher)
+        problem(media_server.ready(publisher.source_id, source_type="rtspSession"), "stream-not-found", 404)
+        until(lambda: only(conn, ALL)["kicked_at"], 3)
+        assert not publisher.is_live
+
+    def test_the_hook_waits_for_no_media_server(self, fake, media_server, make_key, conn):
+        media_server.ask(make_key(), id="c1")
+        conn.execute(LOST_RIGHTS[0][0])
+        fake.hang()
+        began = time.monotonic()
+        problem(media_server.ready("c1"), "stream-not-found", 404)
+        assert time.monotonic() - began < 0.8
+
+    def test_what_comes_to_nothing_asks_nobody(self, fake, publisher, media_server, hook):
+        media_server.ready("nobody")
+        media_server.not_ready("nobody")
+        media_server.not_ready(publisher.source_id)
+        hook("not-ready", path="live/nobodys")
+        hook("not-ready", path=PATH, source_id="")
+        time.sleep(0.1)
+        assert fake.calls == []
+
+
+HEARD = "SELECT last_hook_at FROM nodes"
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("source_id", [{"source_id": "c1"}, {"source_id": "nobody"}])
+def test_it_is_noted_that_hooks_come(name, source_id, hook, media_server, make_key, conn):
+    media_server.ask(make_key(), id="c1")
+    assert rows(conn, HEARD) == []
+    hook(name, path=PATH, source_type="rtmpConn", **source_id)
+    first = only(conn, HEARD)["last_hook_at"]
+    assert first is not None
+    hook(name, path=PATH, source_type="rtmpConn", **source_id)
+    assert only(conn, HEARD)["last_hook_at"] == first  # once a second is enough
+
+
+def test_it_is_noted_once_a_second_that_hooks_come(hook, conn):
+    hook("not-ready", path=PATH)
+    first = only(conn, HEARD)["last_hook_at"]
+    time.sleep(1.05)
+    hook("not-ready", path=PATH)
+    assert only(conn, HEARD)["last_hook_at"] > first
+
+
+def test_a_hook_does_not_wait_for_who_holds_the_node(hook, conn, database_url):
+    hook("not-ready", path=PATH)
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT 1 FROM nodes FOR UPDATE")
+        time.sleep(1.05)
+        began = time.monotonic()
+        assert_done(hook("not-ready", path=PATH))
+        assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("body", [{"source_id": ""}, {"source_id": "", "source_type": "rtspSource"}])
+def test_a_source_that_is_no_client_is_no_news(body, hook, conn):
+    for name in HOOKS:
+        assert_done(hook(name, path=PATH, **body))
+    assert rows(conn, HEARD) == []
