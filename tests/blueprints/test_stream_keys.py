@@ -3,13 +3,17 @@
 import datetime
 import json
 import re
+import time
 import uuid
+from typing import Any
 
 import pytest
 
 from streamorch import keys
 from tests.blueprints import FUTURE, PAST, TIME, debugging, fields, only, problem, rows
 from tests.conftest import Api, MediaServer
+from tests.fake_mediamtx import FakeMediaMTX
+from tests.test_leader import until
 
 PATH = "live/cam7"
 READ = "SELECT *, metadata::text AS said FROM stream_keys"
@@ -592,3 +596,94 @@ def test_the_value_of_a_key_is_told_once_and_logged_never(capsys, make_app, make
     answers += [server.ask(value), api.get(f"/{value}"), api.get(f"/stream-keys?broadcaster_id={value}")]
     assert not [answer for answer in answers if value in answer.text]
     assert value not in capsys.readouterr().err
+
+
+TAKEN_AWAY = {
+    "revoked": lambda api, key: api.delete(f"/stream-keys/{key.id}"),
+    "disabled": lambda api, key: api.patch(f"/stream-keys/{key.id}", json={"disabled": True}),
+    "expired": lambda api, key: api.patch(f"/stream-keys/{key.id}", json={"expires_at": "2020-01-01T00:00:00Z"}),
+}
+
+
+class TestWithAMediaServer:
+    """What a change of a key does to who publishes with it."""
+
+    @pytest.fixture
+    def fake(self):
+        with FakeMediaMTX() as server:
+            yield server
+
+    @pytest.fixture
+    def app(self, make_app, fake):
+        return make_app(MEDIAMTX_API_URL=fake.url)
+
+    @pytest.fixture
+    def publish(self, media_server, fake):
+        """A publisher that was let in and is live, or waits."""
+
+        def do(key, path=PATH, *, live=True):
+            publisher = fake.publish(path, live=live)
+            assert media_server.ask(key, path, id=publisher.auth_id).status_code == 200
+            if live:
+                assert media_server.ready(publisher.source_id, path).status_code == 204
+            return publisher
+
+        return do
+
+    @pytest.mark.parametrize("reason", TAKEN_AWAY)
+    def test_who_publishes_with_it_is_closed_and_nobody_else(self, reason, api, make_key, publish, fake, conn):
+        key = make_key()
+        publisher, other = publish(key), publish(make_key(), "live/other")
+        assert TAKEN_AWAY[reason](api, key).status_code in (200, 204)
+        until(lambda: rows(conn, STREAMS)[0]["kicked_at"], 3)
+        assert fake.kicks == [publisher.source_id]
+        assert [row["end_reason"] for row in rows(conn, STREAMS)] == [reason, None]
+        assert other.is_live
+
+    def test_who_is_about_to_publish_is_closed_as_well(self, api, make_key, publish, fake, conn):
+        key = make_key()
+        waiting = publish(key, live=False)
+        api.delete(f"/stream-keys/{key.id}")
+        until(lambda: only(conn, STREAMS)["kicked_at"], 3)
+        assert fake.kicks == [waiting.source_id]
+
+    def test_the_key_is_refused_then_its_publisher_closed_and_that_is_verified(
+        self, api, media_server, make_key, publish, fake, conn
+    ):
+        key = make_key()
+        publisher = publish(key)
+        fake.slow(0.25, "/v3/rtmpconns/kick")
+        api.delete(f"/stream-keys/{key.id}")
+        until(lambda: fake.calls, 3)
+        problem(media_server.ask(key), "stream-key-revoked", 401)
+        assert publisher.is_live  # still: who is closed would come back at once
+        until(lambda: only(conn, STREAMS)["kicked_at"], 3)
+        kick, *verified = fake.calls
+        assert (kick.method, kick.target) == ("POST", f"/v3/rtmpconns/kick/{publisher.source_id}")
+        assert f"/v3/rtmpconns/get/{publisher.source_id}" in [call.target for call in verified]
+
+    @pytest.mark.parametrize("how", ["hang", "refuse"])
+    def test_the_answer_waits_for_no_media_server(self, how, api, make_key, publish, fake, conn):
+        key = make_key()
+        publisher = publish(key)
+        getattr(fake, how)()
+        began = time.monotonic()
+        assert api.delete(f"/stream-keys/{key.id}").status_code == 204
+        assert time.monotonic() - began < 1
+        path = f"/streams/{only(conn, STREAMS)['id']}"
+        time.sleep(0.5)
+        assert api.get(path).json["kick"] == "pending"
+        fake.heal()
+        assert api.delete(f"/stream-keys/{key.id}").status_code == 204  # again, and now it works
+        until(lambda: api.get(path).json["kick"] == "done", 3)
+        assert publisher.source_id in fake.kicks
+
+    def test_a_change_that_leaves_its_right_closes_nobody(self, api, make_key, publish, fake):
+        key = make_key()
+        publisher = publish(key)
+        changes: list[dict[str, Any]] = [{"label": "x"}, {"metadata": {}}, {"takeover": "never"}, {"disabled": False}]
+        for change in changes:
+            assert api.patch(f"/stream-keys/{key.id}", json=change).status_code == 200
+        time.sleep(0.2)
+        assert fake.calls == []
+        assert publisher.is_live
