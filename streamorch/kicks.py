@@ -53,7 +53,7 @@ class Kicker:
     def close(self) -> None:
         """Begin nothing more, and end after the kick that is under way."""
         self._stopping.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def _cut_off(self, whose: Mapping[str, UUID]) -> None:
         until = time.monotonic() + _CUT_OFF_SECONDS
