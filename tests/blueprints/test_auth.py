@@ -715,10 +715,16 @@ class TestALook:
             [seconds_ago, moved_ago],
         )
 
+    def assert_no_path_was_asked_for(self, fake):
+        """The list of paths waits for the loop that waits for us."""
+        assert fake.calls
+        assert all(call.target.startswith("/v3/rtmp") and "/get/" in call.target for call in fake.calls)
+
     def test_a_stream_that_is_alive_is_in_use(self, fake, media_server, make_key, conn):
         key = make_key()
         self.publish(fake, media_server, key, bytes_per_second=100_000)
         self.assert_refused(self.ask(media_server, key, most=2.0), conn)
+        self.assert_no_path_was_asked_for(fake)
         # Asked again within a second, nobody looks again.
         fake.forget_calls()
         self.assert_refused(self.ask(media_server, key, most=0.3, id="newer"), conn)
@@ -738,6 +744,7 @@ class TestALook:
         key = make_key()
         self.publish(fake, media_server, key)
         assert self.ask(media_server, key, most=2.0).status_code == 200
+        self.assert_no_path_was_asked_for(fake)
 
     def test_a_stream_that_is_gone_gives_way_at_once(self, fake, media_server, make_key, conn):
         key = make_key()
@@ -818,17 +825,6 @@ class TestALook:
         problem(self.ask(media_server, make_key(), most=0.3), "path-in-use", 401)
         assert fake.calls == []
 
-    @pytest.mark.parametrize("how", ["hang", "slow", "drip"])
-    def test_the_answer_comes_in_time_whatever_the_media_server_does(self, how, fake, media_server, make_key):
-        key = make_key()
-        publisher = self.publish(fake, media_server, key, bytes_per_second=50)
-        assert publisher.is_live
-        if how == "hang":
-            fake.hang()
-        else:
-            getattr(fake, how)(0.25)
-        self.ask(media_server, key, most=2.8)
-
     def test_two_who_ask_at_once_share_one_look_and_one_is_let_in(self, app, fake, media_server, make_key, conn):
         key = make_key()
         old = self.publish(fake, media_server, key)
@@ -844,16 +840,6 @@ class TestALook:
         watched = [call for call in fake.calls if old.source_id in call.target]
         assert len(watched) < 10  # one look reads every 200 ms for 1.2 s
         assert len(rows(conn, OPEN)) == 2
-
-    def test_no_path_is_ever_asked_for(self, fake, media_server, make_key, conn):
-        """The list of paths waits for the loop that waits for us."""
-        for bytes_per_second in (0, 100_000):
-            conn.execute("DELETE FROM streams")
-            key = make_key()
-            self.publish(fake, media_server, key, bytes_per_second=bytes_per_second)
-            self.ask(media_server, key, most=2.8)
-        assert fake.calls
-        assert all(call.target.startswith("/v3/rtmp") and "/get/" in call.target for call in fake.calls)
 
     def test_a_server_that_asks_us_for_every_call_of_ours_is_answered(self, make_app, make_key, conn):
         """As v1.20.1 does it by default: its own question waits for the look, and each call of the look asks again."""
@@ -872,11 +858,7 @@ class TestALook:
                     began = time.monotonic()
                     assert fake.ask(fake.publish(PATH, live=False), key.value) == 401
                     assert 0.4 < time.monotonic() - began < 2.8
-                    fake.freeze(first)
-                    time.sleep(1)
-                    second = fake.publish(PATH, live=False)
-                    assert fake.ask(second, key.value) == 200
                 finally:
                     server.shutdown()
                     server.server_close()
-        assert [row["auth_id"] for row in rows(conn, OPEN)] == [first.auth_id, second.auth_id]
+        assert [row["auth_id"] for row in rows(conn, OPEN)] == [first.auth_id]
