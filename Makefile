@@ -28,7 +28,7 @@ races: .venv/installed-dev ## every race of claims, 10,000 times each
 	@$(VENV) -m tests.races
 
 real: .venv/installed-dev ## the tests with real MediaMTX servers, MEDIAMTX_BIN=…:… (else the one on PATH), ffmpeg and WHIP
-	@$(VENV) -m pip --quiet install --no-build-isolation -e '.[real]'
+	@$(VENV) -m pip --quiet install --no-build-isolation -c constraints.txt -e '.[real]'
 	@$(VENV) -m pytest -m mediamtx -p no:randomly tests/real tests/test_mediamtx_config.py
 
 format: .venv/installed-dev ## format the code, and mend what lint can mend

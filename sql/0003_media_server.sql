@@ -277,13 +277,15 @@ $$;
 -- did not have. p_restarted: the server is another run of itself.
 --
 -- changes: [{what, stream_id, path}], at most 200, what is 'active' or an end_reason; NULL without the
--- lead. missing: for the next snapshot. strangers: live ids that are no open stream's. more: starts
+-- lead. missing: for the next snapshot. strangers: live ids that are no open stream's, at most 1000
+-- of stranger_count. more: starts
 -- were left for another call, since each takes a lock of a table of fixed size.
 CREATE FUNCTION reconcile_v1(
     p_epoch bigint, p_node text, p_snapshot_at timestamptz, p_present text[], p_known text[],
     p_live_ids text[], p_live_auth_ids text[], p_live_paths text[], p_live_types text[],
     p_missing_before uuid[], p_restarted boolean,
-    OUT changes jsonb, OUT change_count integer, OUT missing uuid[], OUT strangers text[], OUT more boolean)
+    OUT changes jsonb, OUT change_count integer, OUT missing uuid[],
+    OUT strangers text[], OUT stranger_count integer, OUT more boolean)
 LANGUAGE plpgsql
 -- The estimate for an array that is a parameter is ten rows, whatever it holds. So lists are joined by
 -- hash; and rows that are few are reached by `id = ANY (...)`, never past the streams of all history.
@@ -490,8 +492,17 @@ BEGIN
         SELECT l.id
         FROM unnest(p_live_ids) AS l (id)
         WHERE NOT EXISTS (SELECT 1 FROM streams AS s
-                          WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL AND s.source_id = l.id)
-        LIMIT 1000);
+                          WHERE s.node = p_node AND s.ended_at IS NULL AND s.started_at IS NOT NULL AND s.source_id = l.id));
+    stranger_count := cardinality(strangers);
+    IF stranger_count > 1000 THEN
+        -- First those that have a stream: to be opened again, or closed.
+        strangers := ARRAY(
+            SELECT l.id
+            FROM unnest(strangers) AS l (id)
+            ORDER BY EXISTS (SELECT 1 FROM streams AS s WHERE s.source_id = l.id AND s.node = p_node) DESC,
+                     EXISTS (SELECT 1 FROM streams AS s WHERE s.auth_id = l.id AND s.node = p_node) DESC
+            LIMIT 1000);
+    END IF;
     changes := started || superseded || failed || ended;
     change_count := jsonb_array_length(changes);
     -- No more than a socket takes at once: a caller that is frozen must not keep this transaction open.

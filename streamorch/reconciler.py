@@ -58,6 +58,7 @@ class Report:
     version: str | None = None
     paths: int | None = None
     live: int = 0
+    strangers: int = 0
     unclaimed: list[dict[str, Any]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
@@ -277,6 +278,7 @@ class Reconciler:
             more = outcome.more and outcome.change_count > 0
             self._keep(conn)
         self._missing = outcome.missing
+        report.strangers = outcome.stranger_count
         return outcome.strangers
 
     def _observe(
@@ -373,7 +375,10 @@ class Reconciler:
                 }
                 log.warning("a live publisher that nobody claimed", extra=entry)
             unclaimed.append(entry)
-        self._kick_unclaimed(unclaimed, {of: path for of, (_, path, _) in by_id.items()}, len(publishers.ids))
+        if 2 * report.strangers <= report.live:
+            self._kick_unclaimed(unclaimed, {of: path for of, (_, path, _) in by_id.items()})
+        elif any(entry["is_newcomer"] for entry in unclaimed) and self._settings.unknown_publishers == "kick":
+            log.error("most live publishers are unknown: none is kicked", extra={"count": report.strangers})
         return unclaimed
 
     def _is_watched(self, known: Known | None) -> bool:
@@ -391,12 +396,9 @@ class Reconciler:
             and known.first_claim_at < known.last_tick_at
         )
 
-    def _kick_unclaimed(self, unclaimed: list[dict[str, Any]], paths: dict[str, str], live: int) -> None:
+    def _kick_unclaimed(self, unclaimed: list[dict[str, Any]], paths: dict[str, str]) -> None:
         newcomers = [entry for entry in unclaimed if entry["is_newcomer"]]
         if self._settings.unknown_publishers != "kick" or not newcomers:
-            return
-        if 2 * len(unclaimed) > live:
-            log.error("most live publishers are unknown: none is kicked", extra={"live": live, "count": len(unclaimed)})
             return
         for entry in newcomers[:_UNKNOWN_KICKS]:
             if time.monotonic() >= self._leads_until:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streamorch import keys, mediamtx
 from streamorch.mediamtx import ControlAPI
 from streamorch.reconciler import Reconciler, Report
-from streamorch.repositories import Connection, PatientConnection, connect, nodes, stream_keys, streams
+from streamorch.repositories import Connection, PatientConnection, connect, nodes, reconciliation, stream_keys, streams
 from streamorch.settings import Settings
 from tests.blueprints import FUTURE, only, rows
 from tests.conftest import Key
@@ -308,9 +308,8 @@ def test_the_watchers_of_a_publisher_that_came_back_follow(scene):
     assert scene.stream(first)["replaced_by"] == scene.stream(second)["id"]
 
 
-def test_more_claims_than_one_statement_takes_become_active_in_one_tick(scene):
-    publishers = scene.fake.publish_many(1003)
-    key = scene.make_key()
+def claim_many(scene: Scene, publishers: list[Publisher]) -> None:
+    """A key and a claim for each."""
     scene.conn.execute(
         """
         WITH claims AS (
@@ -322,8 +321,12 @@ def test_more_claims_than_one_statement_takes_become_active_in_one_tick(scene):
         INSERT INTO streams (id, stream_key_id, node, path, protocol, auth_id, claimed_at, lease_expires_at)
         SELECT gen_random_uuid(), key_id, 'default', path, 'rtmp', id, clock_timestamp(), 'infinity' FROM claims
         """,
-        [[p.path for p in publishers], [p.source_id for p in publishers], key.broadcaster_id],
+        [[p.path for p in publishers], [p.source_id for p in publishers], scene.make_key().broadcaster_id],
     )
+
+
+def test_more_claims_than_one_statement_takes_become_active_in_one_tick(scene):
+    claim_many(scene, scene.fake.publish_many(1003))
     report = scene.tick()
     assert report.change_count == 1003
     assert len(report.changes) < 1003  # what is told of them is bounded
@@ -459,6 +462,19 @@ def test_a_new_leader_has_missed_nobody_yet(scene):
     assert scene.reason(publisher) == "never_started"
 
 
+def test_who_lost_the_lead_and_has_it_again_has_missed_nobody_yet(scene):
+    publisher = scene.pending()
+    scene.fake.leave(publisher)
+    scene.tick()
+    other = reconciliation.lead(scene.conn, holder="another", seconds=4, force=True)
+    assert scene.reconciler.tick(scene.conn) is None
+    reconciliation.resign(scene.conn, other.epoch)
+    scene.tick()
+    assert scene.is_pending(publisher)
+    scene.tick()
+    assert scene.reason(publisher) == "never_started"
+
+
 @each_kind
 def test_a_lapsed_claim_ends_and_its_connection_is_closed(make_scene, version, protocol):
     scene = make_scene(version)
@@ -472,6 +488,17 @@ def test_a_lapsed_claim_ends_and_its_connection_is_closed(make_scene, version, p
     assert not scene.is_connected(publisher)
     scene.tick()
     assert scene.stats(publisher)["kick"] == "done"
+
+
+def test_a_claim_that_lapsed_a_minute_ago_ends_though_nobody_can_be_asked(scene):
+    publisher = scene.pending()
+    scene.fake.refuse()
+    scene.pass_time(79)
+    scene.tick()
+    assert scene.is_pending(publisher)
+    scene.pass_time(2)
+    assert changes(scene.tick()) == [("never_started", PATH)]
+    assert scene.stats(publisher)["kick"] is None
 
 
 def test_a_lapsed_claim_without_connection_is_not_kicked(scene):
@@ -575,6 +602,15 @@ def test_a_connection_that_left_by_itself_needs_no_kick(scene):
     scene.tick()
     assert scene.stats(publisher)["kick"] == "done"
     assert scene.fake.kicks == []
+
+
+def test_a_kick_is_carried_out_though_the_paths_cannot_be_listed(scene):
+    publisher = scene.active()
+    scene.fake.answer(500, route="/v3/paths")
+    scene.conn.execute(LOST_RIGHTS[0][0])
+    scene.tick()
+    assert not scene.is_connected(publisher)
+    assert scene.stats(publisher)["kick"] == "done"
 
 
 # --- live, although its stream has ended ------------------------------------------------------------------------
@@ -790,11 +826,13 @@ def test_a_newcomer_that_nobody_claimed_is_kicked(make_scene, version, protocol)
     assert scene.is_connected(stranger) == ((version, protocol) == ("v1.9.3", "rtsp"))
 
 
-def test_nobody_is_kicked_who_may_have_come_before_the_first_claim(make_scene):
+@pytest.mark.parametrize("is_seen_before", [False, True])
+def test_nobody_is_kicked_who_may_have_come_before_the_first_claim(make_scene, is_seen_before):
     scene = make_scene(UNKNOWN_PUBLISHERS="kick")
     scene.tick()
     stranger = scene.fake.publish("open/door")
-    scene.tick()
+    if is_seen_before:
+        scene.tick()
     scene.active("live/a")
     scene.active("live/b")
     for _ in range(3):
@@ -842,6 +880,37 @@ def test_nobody_is_kicked_when_more_than_half_are_strangers(make_scene, count, c
     assert len(scene.fake.kicks) == (2 if count == 2 else 0)
     assert any(map(scene.is_connected, strangers)) == (count == 3)
     assert ("most live publishers are unknown: none is kicked" in caplog.messages) == (count == 3)
+
+
+def test_nobody_is_kicked_when_more_than_half_of_very_many_are_strangers(make_scene):
+    scene = kicking(make_scene)
+    claim_many(scene, scene.fake.publish_many(1000, prefix="live/known"))
+    scene.tick()
+    scene.fake.publish_many(1100, prefix="another/stranger")
+    scene.tick()
+    scene.tick()
+    assert scene.fake.kicks == []
+
+
+def test_very_many_strangers_hide_nobody(scene):
+    """Their paths stand first in the list."""
+    by_mistake, on_purpose = scene.active(), scene.active("live/other")
+    scene.fake.publish_many(3000, prefix="another/stranger")
+    end(scene, by_mistake, "disconnected")
+    end(scene, on_purpose, "stopped")
+    scene.tick()
+    scene.tick()
+    assert scene.is_active(by_mistake)
+    assert not scene.is_connected(on_purpose)
+
+
+def test_a_stranger_whose_path_is_a_key_is_shown_without_it(scene, caplog):
+    value = keys.mint()
+    scene.fake.publish(f"live/{value}")
+    report = scene.tick()
+    assert [entry["path"] for entry in report.unclaimed] == ["live/sk_[redacted]"]
+    assert value not in str(scene.node().unclaimed)
+    assert value not in caplog.text
 
 
 def test_an_emptied_database_cuts_nobody(make_scene):
@@ -1390,6 +1459,23 @@ def test_media_flows_or_is_stalled_and_the_list_tells_it_once(scene):
     before = scene.version()
     scene.tick()
     assert [scene.stats(publisher)["media"] for publisher in publishers] == ["stalled", "flowing", "stalled"]
+    assert scene.version() == before + 1
+
+
+@pytest.mark.parametrize("how", ["interrupted", "connected"])
+def test_a_stream_that_is_listed_and_on_no_live_path_is_stalled(scene, how):
+    old, new = takeover(scene) if how == "interrupted" else (scene.active(), None)
+    if how == "connected":
+        scene.fake.read(PATH)
+        scene.tick()
+        scene.fake.leave(old)
+        scene.fake.publish(PATH, connection_id=old.auth_id, live=False)
+    before = scene.version()
+    scene.tick()
+    assert (new is None) == (how == "connected")
+    assert (scene.stats(old)["media"], scene.stats(old)["viewers"], scene.stats(old)["bitrate"]) == ("stalled", 0, 0)
+    assert scene.version() == before + 1
+    scene.tick()
     assert scene.version() == before + 1
 
 

@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
     change_count: int
     missing: list[UUID]
     strangers: list[str]
+    stranger_count: int
     more: bool
 
 
@@ -156,10 +157,10 @@ def reconcile(
     restarted: bool,
 ) -> Outcome | None:
     """Set the open streams of a node right by one snapshot; `known`: protocols whose lists answered. None: no lead."""
-    changes, count, missing, strangers, more = only(
+    changes, count, missing, strangers, stranger_count, more = only(
         conn,
         """/* reconciliation.reconcile */
-        SELECT changes::text, change_count, missing, strangers, more
+        SELECT changes::text, change_count, missing, strangers, stranger_count, more
         FROM reconcile_v1(%(epoch)s, %(node)s, %(snapshot_at)s, lines_v1(%(present)s), lines_v1(%(known)s),
                           lines_v1(%(ids)s), lines_v1(%(auth_ids)s), lines_v1(%(paths)s), lines_v1(%(types)s),
                           lines_v1(%(missing_before)s)::uuid[], %(restarted)s)
@@ -177,7 +178,7 @@ def reconcile(
     )
     if changes is None:
         return None
-    return Outcome(_changes.decode(changes), count, missing or [], strangers, more)
+    return Outcome(_changes.decode(changes), count, missing or [], strangers, stranger_count, more)
 
 
 def strangers(
