@@ -1741,19 +1741,22 @@ def test_a_lost_server_loses_what_can_be_had(scene, locked):
 # --- any mess -------------------------------------------------------------------------------------------------------
 
 which = st.integers(0, 9)
+key, path = st.sampled_from([0, 1, 2]), st.sampled_from([0, 1])
 is_told = st.booleans()
+connects = st.tuples(st.just("connect"), key, path, st.sampled_from(["rtmp", "rtsp"]), is_told, is_told)
 STEPS = st.one_of(
-    st.tuples(
-        st.just("connect"), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1]), st.sampled_from(["rtmp", "rtsp"])
-    ),
+    connects,
+    connects,
     st.tuples(st.just("go_live"), which, is_told, is_told),
     st.tuples(st.just("leave"), which, is_told),
     st.tuples(st.just("hook"), which, st.booleans()),
-    st.tuples(st.just("intrude"), st.sampled_from([0, 1])),
-    st.tuples(st.just("revoke"), st.sampled_from([0, 1, 2])),
+    st.tuples(st.just("hook"), which, st.just(False)),
+    st.tuples(st.just("intrude"), path),
+    st.tuples(st.sampled_from(["revoke", "expire"]), key),
+    st.tuples(st.just("tick")),
     st.tuples(st.just("tick")),
     st.tuples(st.just("wait"), st.sampled_from([1, 6, 21])),
-    st.tuples(st.sampled_from(["restart", "refuse", "heal"])),
+    st.tuples(st.sampled_from(["restart", "lose"])),
 )
 
 
@@ -1767,16 +1770,18 @@ class Mess:
         self.waiting: list[Publisher] = []
         self.live: list[Publisher] = []
 
-    def connect(self, key: int, path: int, protocol: str) -> None:
+    def connect(self, key: int, path: int, protocol: str, goes_live: bool, is_told: bool) -> None:
         publisher = self.scene.fake.publish(f"live/{path}", protocol, live=False)
         claim = self.scene.claim(publisher, self.keys[key])
         if claim.outcome == "stream-key-in-use" and self.is_gone(claim.rival_id):
             claim = self.scene.claim(publisher, self.keys[key], judged_gone=claim.rival_id)
-        if claim.outcome == "claimed":
-            self.let_in.append(publisher)
-            self.waiting.append(publisher)
-        else:
+        if claim.outcome != "claimed":
             self.scene.fake.leave(publisher)
+            return
+        self.let_in.append(publisher)
+        self.waiting.append(publisher)
+        if goes_live:
+            self.go_live(-1, is_told, is_told)
 
     def is_gone(self, rival_id: object) -> bool:
         return all(
@@ -1829,6 +1834,11 @@ class Mess:
     def revoke(self, key: int) -> None:
         stream_keys.revoke(self.scene.conn, self.keys[key].id)
 
+    def expire(self, key: int) -> None:
+        self.scene.conn.execute(
+            "UPDATE stream_keys SET expires_at = clock_timestamp() WHERE id = %s", [self.keys[key].id]
+        )
+
     def tick(self) -> None:
         self.scene.tick()
 
@@ -1839,15 +1849,12 @@ class Mess:
         self.scene.fake.restart()
         self.waiting, self.live = [], []
 
-    def refuse(self) -> None:
-        self.scene.fake.refuse()
-
-    def heal(self) -> None:
+    def lose(self) -> None:
+        lose(self.scene)
         self.scene.fake.heal()
 
     def settle(self) -> Report:
-        """Two quiet ticks: nobody is under way any more, and the server answers."""
-        self.heal()
+        """Two quiet ticks: nobody is under way any more."""
         for publisher in self.waiting:
             self.scene.fake.leave(publisher)
         for _ in range(2):
@@ -1857,7 +1864,7 @@ class Mess:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(version=st.sampled_from(["v1.20.1", "v1.12.3"]), steps=st.lists(STEPS, max_size=25))
+@given(version=st.sampled_from(["v1.20.1", "v1.12.3"]), steps=st.lists(STEPS, min_size=5, max_size=40))
 def test_two_ticks_after_any_mess_the_table_equals_the_media_server(
     patient, make_settings, make_key, conn, version, steps
 ):
@@ -1877,8 +1884,8 @@ def test_two_ticks_after_any_mess_the_table_equals_the_media_server(
         assert {row["source_id"] for row in active} == live & claimed
         assert {entry["source_id"] for entry in report.unclaimed} == live - claimed
         assert rows(conn, "SELECT id FROM streams WHERE ended_at IS NULL AND started_at IS NULL") == []
-        rights = "SELECT k.revoked_at FROM streams AS s JOIN stream_keys AS k ON k.id = s.stream_key_id"
-        assert {row["revoked_at"] for row in rows(conn, rights + " WHERE s.ended_at IS NULL")} <= {None}
+        rights = "SELECT k.revoked_at, k.expires_at FROM streams AS s JOIN stream_keys AS k ON k.id = s.stream_key_id"
+        assert {tuple(row.values()) for row in rows(conn, rights + " WHERE s.ended_at IS NULL")} <= {(None, None)}
         assert rows(conn, "SELECT id FROM streams WHERE kick_requested_at IS NOT NULL AND kicked_at IS NULL") == []
         before = scene.version()
         assert changes(scene.tick()) == []
