@@ -467,6 +467,7 @@ def test_who_lost_the_lead_and_has_it_again_has_missed_nobody_yet(scene):
     scene.fake.leave(publisher)
     scene.tick()
     other = reconciliation.lead(scene.conn, holder="another", seconds=4, force=True)
+    assert other is not None
     assert scene.reconciler.tick(scene.conn) is None
     reconciliation.resign(scene.conn, other.epoch)
     scene.tick()
