@@ -1,14 +1,35 @@
 """The application on one screen: settings in; database, problems, edges and the rooms of the API."""
 
 import flask
+import psycopg
+from werkzeug.exceptions import HTTPException
 
-from streamorch import edge, logs, problems
-from streamorch.blueprints import Service, auth, broadcasters, health, nodes, stream_keys, streams, webhooks
+from streamorch import logs, problems
+from streamorch.blueprints import (
+    Service,
+    as_flask,
+    asked,
+    auth,
+    broadcasters,
+    health,
+    nodes,
+    require_api_caller,
+    require_media_server,
+    stream_keys,
+    streams,
+    webhooks,
+)
+from streamorch.edge import Edge, Fast, TrustedProxies, answer_preflight
 from streamorch.kicks import Kicker
+from streamorch.live import LiveList
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
+from streamorch.problems import Problem
 from streamorch.repositories import Database
 from streamorch.settings import Settings
+
+_ASK = Fast(require_media_server, auth.answer)
+FAST = {"POST /auth": _ASK, "POST /auth?": _ASK, "GET /streams": Fast(require_api_caller, streams.live)}
 
 
 def create_app(settings: Settings) -> flask.Flask:
@@ -23,12 +44,19 @@ def create_app(settings: Settings) -> flask.Flask:
     api = ControlAPI(
         settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
     )
-    app.extensions["streamorch"] = Service(settings, database, api, Looks(api), Kicker(database, api))
+    live = LiveList(database, settings.media_urls)
+    service = Service(settings, database, api, Looks(api), Kicker(database, api), live)
+    app.extensions["streamorch"] = service
 
-    problems.init_app(app)
-    edge.init_app(app, settings)
+    for error in (Problem, HTTPException, psycopg.OperationalError, psycopg.DataError):
+        app.register_error_handler(error, lambda error: as_flask(problems.reply(error, asked())))
+    if settings.cors_origins:
+        app.before_request(answer_preflight)
     for room in (auth, webhooks, broadcasters, stream_keys, streams, nodes, health):
         app.register_blueprint(room.bp)
 
+    app.wsgi_app = Edge(app.wsgi_app, settings, service, FAST)  # type: ignore[method-assign]
+    if settings.trusted_proxies:
+        app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
     database.open()
     return app

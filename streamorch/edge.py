@@ -1,18 +1,17 @@
-"""The edges of every request: trusted proxies, request id, cross-origin rules, body limit, one log line."""
+"""The edges of every request: trusted proxies, request id, cross-origin rules, one log line."""
 
 import ipaddress
 import logging
-import re
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-from uuid import uuid4
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from streamorch import keys
-from streamorch.blueprints import MAX_BODY_BYTES
+from streamorch import keys, logs, problems
+from streamorch.blueprints import REQUEST, Service
+from streamorch.exchange import Reply, Request
 from streamorch.problems import Problem
 from streamorch.settings import IPNetwork, Settings
 
@@ -21,25 +20,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("streamorch.access")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _EXPOSED = "ETag, X-Request-ID, Retry-After"
 _ALLOWED_HEADERS = "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-ID, X-Signature, X-Timestamp"
-_PREFLIGHT_SECONDS = "600"
+_PREFLIGHT_HEADERS = (
+    ("Access-Control-Allow-Methods", "GET, POST, PATCH, DELETE, HEAD"),
+    ("Access-Control-Allow-Headers", _ALLOWED_HEADERS),
+    ("Access-Control-Max-Age", "600"),
+)
 # Asked often, and told by lines of their own or of no interest: their access line is for debugging.
 _QUIET = ("/auth", "/webhook/ready", "/webhook/not-ready", "/streams", "/livez", "/readyz", "/health")
 
 
-def init_app(app: flask.Flask, settings: Settings) -> None:
-    """Put the edges around every request of the application."""
-    # One byte more than is allowed: a chunked body is cut there without an error, and raw_body() sees it.
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES + 1
-    app.before_request(_begin)
-    if settings.cors_origins:
-        app.before_request(_answer_preflight)
-        app.after_request(_Origins(settings.cors_origins).allow)
-    app.after_request(_finish)
-    if settings.trusted_proxies:
-        app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
+class Fast(NamedTuple):
+    """Who may ask, and what is answered; both raise what Flask's views raise."""
+
+    guard: Callable[[Request, Service], None]
+    answer: Callable[[Request, Service], Reply]
 
 
 class TrustedProxies:
@@ -59,59 +55,80 @@ class TrustedProxies:
         return (self.proxied if trusted else self.direct)(environ, start_response)
 
 
-class _Origins:
-    """Which origins a browser may call from."""
+class Edge:
+    """WSGI around Flask: what happens at the beginning and at the end of each request.
 
-    def __init__(self, origins: Iterable[str]):
-        self.origins = frozenset(origins)
+    `fast` holds what is asked most, by "METHOD /path", or "METHOD /path?" where there is a query: it is answered here,
+    by the same functions as in Flask's views, without Flask's contexts, routing and objects.
+    """
 
-    def allow(self, reply: flask.Response) -> flask.Response:
-        """Say that the asking origin may read this answer, if it may."""
-        reply.vary.add("Origin")
-        origin = flask.request.headers.get("Origin")
-        if origin and (origin in self.origins or "*" in self.origins):
-            reply.headers["Access-Control-Allow-Origin"] = origin
-            reply.headers["Access-Control-Expose-Headers"] = _EXPOSED
-        return reply
+    def __init__(self, wsgi_app: "WSGIApplication", settings: Settings, of: Service, fast: Mapping[str, Fast]):
+        self.flask = wsgi_app
+        self.of = of
+        self.fast = fast
+        self.origins = frozenset(settings.cors_origins)
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        request = Request(environ)
+        environ[REQUEST] = request
+        logs.REQUEST_ID.set(request.request_id)
+        try:
+            fast = self.fast.get(f"{request.method} {environ['PATH_INFO']}{'?' if environ.get('QUERY_STRING') else ''}")
+            if fast is not None:
+                reply = self._reply(fast, request)
+                self._end(request, reply.status)
+                return reply.send(start_response, self._headers(request))
+
+            def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+                self._end(request, int(status[:3]))
+                return start_response(status, headers + self._headers(request), exc_info)
+
+            return self.flask(environ, start)
+        finally:
+            logs.REQUEST_ID.set(None)
+
+    def _reply(self, fast: Fast, request: Request) -> Reply:
+        try:
+            fast.guard(request, self.of)
+            return fast.answer(request, self.of)
+        except Exception as error:  # what is unforeseen is logged and becomes a problem there
+            return problems.reply(error, request)
+
+    def _headers(self, request: Request) -> list[tuple[str, str]]:
+        """What every reply carries: the request id, and whether the asking origin may read it."""
+        own = [("X-Request-ID", request.request_id)]
+        if self.origins:
+            own.append(("Vary", "Origin"))
+            origin = request.header("Origin")
+            if origin and (origin in self.origins or "*" in self.origins):
+                own += [("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", _EXPOSED)]
+        return own
+
+    def _end(self, request: Request, status: int) -> None:
+        """The log line."""
+        quiet = status < 500 and request.path in _QUIET
+        level = logging.DEBUG if quiet else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(
+                level,
+                "%s %s %d",
+                request.method,
+                keys.redact(request.path)[:512],
+                status,
+                extra={
+                    "status": status,
+                    "milliseconds": round((time.perf_counter() - request.started) * 1000, 2),
+                    "client": request.environ.get("REMOTE_ADDR"),
+                    "problem": request.problem,
+                },
+            )
 
 
-def _begin() -> None:
-    flask.g.started = time.perf_counter()
-    asked = flask.request.headers.get("X-Request-ID", "")
-    usable = _REQUEST_ID.fullmatch(asked) and not keys.has_form(asked)
-    flask.g.request_id = asked if usable else uuid4().hex
-
-
-def _answer_preflight() -> flask.Response | None:
-    """A browser asks before it calls, and without credentials."""
+def answer_preflight() -> flask.Response | None:
+    """A browser asks before it calls, and without credentials: Flask's first hook, where origins are allowed."""
     wanted = flask.request.headers.get("Access-Control-Request-Method")
     if flask.request.method != "OPTIONS" or not wanted:
         return None
     if flask.request.url_rule is None:
         raise Problem("not-found")
-    reply = flask.Response(status=204)
-    reply.headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE, HEAD"
-    reply.headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
-    reply.headers["Access-Control-Max-Age"] = _PREFLIGHT_SECONDS
-    return reply
-
-
-def _finish(reply: flask.Response) -> flask.Response:
-    reply.headers["X-Request-ID"] = flask.g.request_id
-    quiet = flask.request.path in _QUIET and reply.status_code < 500
-    level = logging.DEBUG if quiet else logging.INFO
-    if log.isEnabledFor(level):
-        log.log(
-            level,
-            "%s %s %d",
-            flask.request.method,
-            keys.redact(flask.request.path)[:512],
-            reply.status_code,
-            extra={
-                "status": reply.status_code,
-                "milliseconds": round((time.perf_counter() - flask.g.started) * 1000, 2),
-                "client": flask.request.remote_addr,
-                "problem": flask.g.get("problem"),
-            },
-        )
-    return reply
+    return flask.Response(status=204, headers=_PREFLIGHT_HEADERS)

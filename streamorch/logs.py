@@ -3,11 +3,13 @@
 import datetime
 import logging
 import sys
+from contextvars import ContextVar
 
-import flask
 import msgspec
 
 from streamorch import keys
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request that this thread answers
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -27,8 +29,8 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if flask.has_request_context() and "request_id" in flask.g:
-            line["request_id"] = flask.g.request_id
+        if (request_id := REQUEST_ID.get()) is not None:
+            line["request_id"] = request_id
         line.update((name, value) for name, value in vars(record).items() if name not in _OWN)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

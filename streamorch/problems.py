@@ -1,15 +1,15 @@
-"""Every error of the HTTP API: one table as data, and the handlers that answer with it (RFC 9457)."""
+"""Every error of the HTTP API: one table as data, and the reply that each error becomes (RFC 9457)."""
 
 import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import flask
 import msgspec
 import psycopg
 from werkzeug.exceptions import HTTPException
 
 from streamorch import keys
+from streamorch.exchange import Reply, Request
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,10 @@ TABLE: dict[str, Kind] = {
 
 RETRY_AFTER_SECONDS = 1
 
+_HEADERS = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"))
+_RETRY_AFTER = (*_HEADERS, ("Retry-After", str(RETRY_AFTER_SECONDS)))
+_HEADERS_OF_STATUS = {401: (*_HEADERS, ("WWW-Authenticate", "Bearer")), 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+
 _SLUG_OF_STATUS = {
     400: "invalid-request",
     401: "unauthorized",
@@ -152,8 +156,23 @@ class Problem(Exception):
         self.errors = errors
 
 
-def response(problem: Problem) -> flask.Response:
-    """The answer of a problem, with the headers that its status demands."""
+def reply(error: Exception, request: Request) -> Reply:
+    """The reply to a request that ended with this error, as a problem; what is unforeseen becomes `internal-error`."""
+    if isinstance(error, Problem):
+        return _of_problem(error, request)
+    if isinstance(error, HTTPException):
+        return _of_http(error, request)
+    if isinstance(error, psycopg.OperationalError):
+        return _of_database(error, request)
+    if isinstance(error, psycopg.DataError):
+        # A value that JSON can say and PostgreSQL cannot store (a number of a million digits).
+        return _of_problem(Problem("invalid-request", "a value is outside what can be stored", errors=[]), request)
+    log.error("unforeseen", extra={"method": request.method, "path": request.path[:512]}, exc_info=error)
+    return _of_problem(Problem("internal-error"), request)
+
+
+def _of_problem(problem: Problem, request: Request) -> Reply:
+    """The problem itself, with the headers that its status demands."""
     kind = TABLE[problem.slug]
     status = problem.status or kind.status
     body: dict[str, object] = {
@@ -161,48 +180,29 @@ def response(problem: Problem) -> flask.Response:
         "title": kind.title,
         "status": status,
         "detail": problem.detail or kind.meaning,
-        "instance": keys.redact(flask.request.path),
+        "instance": keys.redact(request.path),
     }
     if problem.errors is not None:
         body["errors"] = problem.errors
-    answer = flask.Response(msgspec.json.encode(body), status=status, content_type="application/problem+json")
-    if status == 401:
-        answer.headers["WWW-Authenticate"] = "Bearer"
-    elif status in (429, 503):
-        answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    answer.headers["Cache-Control"] = "no-store"
-    flask.g.problem = problem.slug
-    return answer
+    request.problem = problem.slug
+    return Reply(status, msgspec.json.encode(body), _HEADERS_OF_STATUS.get(status, _HEADERS))
 
 
-def init_app(app: flask.Flask) -> None:
-    """Answer every error of the application with a problem."""
-    app.register_error_handler(Problem, response)
-    app.register_error_handler(HTTPException, _from_http)
-    app.register_error_handler(psycopg.OperationalError, _from_database)
-    app.register_error_handler(psycopg.DataError, _from_data)
-
-
-def _from_http(error: HTTPException) -> flask.Response:
+def _of_http(error: HTTPException, request: Request) -> Reply:
     """404, 405, 413 and the like from the framework, and 500 for anything unforeseen."""
     slug = _SLUG_OF_STATUS.get(error.code or 500)
     if slug is None and (error.code or 500) < 500:
         slug = "invalid-request"
-    answer = response(Problem(slug or "internal-error", errors=[] if slug == "invalid-request" else None))
-    for name in ("Allow", "Retry-After"):
-        for value in (v for n, v in error.get_headers(flask.request.environ) if n == name):
-            answer.headers[name] = value
-    return answer
+    made = _of_problem(Problem(slug or "internal-error", errors=[] if slug == "invalid-request" else None), request)
+    told = tuple(
+        (name, value) for name, value in error.get_headers(request.environ) if name in ("Allow", "Retry-After")
+    )
+    return made._replace(headers=made.headers + told)
 
 
-def _from_database(error: psycopg.OperationalError) -> flask.Response:
+def _of_database(error: psycopg.OperationalError, request: Request) -> Reply:
     """The database is away, too slow, or a lock was not to be had: 503, never a 2xx for work not done."""
     # An outage (no SQLSTATE, 57P01 and the like) is told once by the pool, not once for each caller.
     if error.sqlstate and not error.sqlstate.startswith(("57P", "08")):
         log.warning("the database refused", extra={"sqlstate": error.sqlstate, "reason": error.diag.message_primary})
-    return response(Problem("database-unavailable"))
-
-
-def _from_data(error: psycopg.DataError) -> flask.Response:
-    """A value that JSON can say and PostgreSQL cannot store (a number of a million digits)."""
-    return response(Problem("invalid-request", "a value is outside what can be stored", errors=[]))
+    return _of_problem(Problem("database-unavailable"), request)

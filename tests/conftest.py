@@ -142,6 +142,14 @@ def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., f
     root.handlers, root.level = handlers, level
 
 
+@pytest.fixture(params=["fast", "flask"])
+def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who answers what is asked most in applications made later: the edge, as in the service, or Flask's views."""
+    if request.param == "flask":
+        monkeypatch.setattr("streamorch.app.FAST", {})
+    return str(request.param)
+
+
 @pytest.fixture
 def app(make_app: Callable[..., flask.Flask]) -> flask.Flask:
     return make_app()

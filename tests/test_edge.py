@@ -15,6 +15,8 @@ from tests.conftest import API_SECRET
 ORIGIN = "https://viewer.example.org"
 BEARER = {"Authorization": f"Bearer {API_SECRET}"}
 
+pytestmark = pytest.mark.usefixtures("lane")
+
 
 @pytest.fixture
 def database_url():

@@ -5,7 +5,6 @@ import logging
 import re
 import uuid
 
-import flask
 import pytest
 
 from streamorch import keys, logs
@@ -85,11 +84,10 @@ def test_a_key_is_blotted_out_wherever_it_stands(said):
 
 
 def test_inside_a_request_its_id_is_told(said):
-    app = flask.Flask("test")
-    with app.test_request_context("/"):
-        assert "request_id" not in said("x")[1]
-        flask.g.request_id = "request-7"
-        assert said("x")[1]["request_id"] == "request-7"
+    assert "request_id" not in said("x")[1]
+    token = logs.REQUEST_ID.set("request-7")
+    assert said("x")[1]["request_id"] == "request-7"
+    logs.REQUEST_ID.reset(token)
     assert "request_id" not in said("x")[1]
 
 

@@ -6,6 +6,7 @@ Reading a request (body, ids, parameters, cursor), guarding it, and answering wi
 import base64
 import binascii
 import datetime
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,17 +17,20 @@ import flask
 import msgspec
 
 from streamorch import keys, mediamtx_config, signing
+from streamorch.exchange import Reply, Request
 from streamorch.kicks import Kicker
+from streamorch.live import LiveList
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import NODE, Database
 from streamorch.settings import SettingError, Settings
 
+log = logging.getLogger(__name__)
+
 Body = TypeVar("Body", bound=msgspec.Struct)
 Told = TypeVar("Told", bound=msgspec.Struct)
 
-MAX_BODY_BYTES = 64 * 1024
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_METADATA_DEPTH = 32
 
@@ -40,6 +44,7 @@ class Service:
     api: ControlAPI
     looks: Looks
     kicker: Kicker
+    live: LiveList
 
 
 def service() -> Service:
@@ -48,68 +53,91 @@ def service() -> Service:
     return found
 
 
+REQUEST = "streamorch.request"  # where the environ of WSGI has the Request
+
+
+def asked() -> Request:
+    """The request that Flask handles."""
+    found: Request = flask.request.environ[REQUEST]
+    return found
+
+
+def as_flask(reply: Reply) -> flask.Response:
+    """A reply as Flask returns it."""
+    response = flask.Response(reply.body, reply.status, reply.headers)
+    if not reply.body:
+        del response.headers["Content-Type"]  # Flask's own, of a body that is none
+    return response
+
+
 # --- who may call -----------------------------------------------------------------------------------------
 
 
-def require_api_caller() -> None:
+def first(guard: Callable[[Request, Service], None]) -> Callable[[], None]:
+    """A guard as a blueprint asks it before each view."""
+    return lambda: guard(asked(), service())
+
+
+def require_api_caller(request: Request, of: Service) -> None:
     """Guard of the REST part: Bearer, X-API-Key, or rescuestream-api's signature. Problem `unauthorized` otherwise."""
-    headers = flask.request.headers
-    secrets = service().settings.api_secrets
-    api_key = headers.get("X-API-Key", "")
-    given = headers.get("X-Signature")
-    if given is not None:
+    secrets = of.settings.api_secrets
+    api_key = request.header("X-API-Key")
+    if "HTTP_X_SIGNATURE" in request.environ:
         refusal = signing.signature_refusal(
             secrets,
-            given=given,
+            given=request.header("X-Signature"),
             api_key=api_key,
-            method=flask.request.method,
-            path=flask.request.path,
-            timestamp=headers.get("X-Timestamp", ""),
-            body=raw_body(),
+            method=request.method,
+            path=request.path,
+            timestamp=request.header("X-Timestamp"),
+            body=request.body(),
             now=time.time(),
         )
         if refusal:
             raise Problem("unauthorized", refusal)
         return
-    credential = signing.bearer(headers.get("Authorization", "")) or api_key
+    credential = signing.bearer(request.header("Authorization")) or api_key
     if not credential:
         raise Problem("unauthorized", "send Authorization: Bearer API_SECRET, or X-API-Key: API_SECRET")
     if not signing.matches(credential, secrets):
         raise Problem("unauthorized", "the API secret is not right")
 
 
-def require_media_server() -> None:
+def require_media_server(request: Request, of: Service) -> None:
     """Guard of /auth and the hooks: the callback secret, when one is set. Problem `unauthorized` otherwise."""
-    secret = service().settings.callback_secret
+    secret = of.settings.callback_secret
     if secret is None:
         return
-    authorization = flask.request.headers.get("Authorization", "")
+    authorization = request.header("Authorization")
     given = signing.basic_password(authorization) or signing.bearer(authorization) or ""
     if not signing.matches(given, (secret,)):
-        flask.current_app.logger.warning(
+        log.warning(
             "callback without the right secret",
-            extra={"path": flask.request.path, "reason": "wrong" if given else "missing", "mend": _mending_line()},
+            extra={
+                "path": request.path,
+                "reason": "wrong" if given else "missing",
+                "mend": _mending_line(request.path, of.settings),
+            },
         )
         raise Problem("unauthorized", "the callback secret is missing or not right")
 
 
-def _mending_line() -> str:
+def _mending_line(path: str, settings: Settings) -> str:
     """The line of mediamtx.yml that this callback should have come by, with the word SECRET in the secret's place."""
-    settings = service().settings
     try:
-        if flask.request.path == "/auth":
+        if path == "/auth":
             return f"authHTTPAddress: {mediamtx_config.auth_address(settings)}"
         start, end = mediamtx_config.hook_lines(settings)
     except SettingError as error:
         return str(error)
-    return f"runOnOnline: {start}" if flask.request.path == "/webhook/ready" else f"runOnOffline: {end}"
+    return f"runOnOnline: {start}" if path == "/webhook/ready" else f"runOnOffline: {end}"
 
 
-def node() -> str:
+def node(request: Request) -> str:
     """The media server that calls: `?node=` of the callback URL. Problem `unauthorized` when it is not configured."""
-    name = flask.request.args.get("node") or NODE
+    name = request.parameter("node") or NODE
     if name != NODE:
-        flask.current_app.logger.warning("callback of a node that is not configured", extra={"node": name[:64]})
+        log.warning("callback of a node that is not configured", extra={"node": name[:64]})
         raise Problem("unauthorized", "this node is not configured")
     return name
 
@@ -142,7 +170,7 @@ def body(kind: type[Body], *, rules: Mapping[str, Callable[[str], str | None]] |
     content_type = flask.request.content_type
     if content_type and flask.request.mimetype != "application/json" and not flask.request.mimetype.endswith("+json"):
         raise Problem("unsupported-media-type")
-    members = json_object(raw_body())
+    members = json_object(asked().body())
     hints = get_type_hints(kind, include_extras=True)
     accepted: dict[str, Any] = {}
     errors: list[FieldError] = []
@@ -166,18 +194,10 @@ def body(kind: type[Body], *, rules: Mapping[str, Callable[[str], str | None]] |
     return kind(**accepted)
 
 
-def raw_body() -> bytes:
-    """The body as it came, whatever its Content-Type says; Problem `too-large` over 64 KiB, also without a length."""
-    raw = flask.request.get_data()
-    if len(raw) > MAX_BODY_BYTES:
-        raise Problem("too-large")
-    return raw
-
-
-def told(decode: Callable[[bytes], Told]) -> Told:
+def told(request: Request, decode: Callable[[bytes], Told]) -> Told:
     """What MediaMTX sent, by a decoder of its Struct; Problem `invalid-request` when it is of another form."""
     try:
-        return decode(raw_body())
+        return decode(request.body())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem("invalid-request", errors=[FieldError("body", keys.redact(str(error)))]) from None
 

@@ -13,12 +13,14 @@ import flask
 import msgspec
 
 from streamorch import keys, paths, signing
-from streamorch.blueprints import node, require_media_server, service, told
+from streamorch.blueprints import Service, as_flask, asked, first, node, require_media_server, service, told
+from streamorch.exchange import Reply, Request
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import streams
 from streamorch.settings import Settings
 
 bp = flask.Blueprint("auth", __name__)
+bp.before_request(first(require_media_server))
 log = logging.getLogger(__name__)
 
 _IN_USE = ("stream-key-in-use", "path-in-use")
@@ -43,32 +45,37 @@ class Question(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(Question).decode
+_LET_IN = Reply(200)
 
 
 @bp.post("/auth")
 def ask() -> flask.Response:
+    """What `answer` says."""
+    return as_flask(answer(asked(), service()))
+
+
+def answer(request: Request, of: Service) -> Reply:
     """200, empty, to let it; 401, 400 or 503 as a problem not to. Any body MediaMTX gets goes into its log."""
-    require_media_server()
-    from_node = node()
-    question = told(_decode)
-    settings = service().settings
+    from_node = node(request)
+    question = told(request, _decode)
     if question.action == "publish":
-        _publish(question, from_node, settings)
+        _publish(question, from_node, of)
     elif question.action in ("read", "playback"):
-        _read(question, settings)
+        _read(question, of.settings)
     else:
-        _operate(question, settings)
-    return flask.Response(status=200)
+        _operate(question, of.settings)
+    return _LET_IN
 
 
-def _publish(question: Question, from_node: str, settings: Settings) -> None:
+def _publish(question: Question, from_node: str, of: Service) -> None:
     """Claim the path for the key; only check the key when there is no connection yet (page, OPTIONS)."""
     if keys.has_form(question.path):
         _refuse(question, "path-not-allowed", paths.KEY_IN_PATH)
     key = keys.presented(question.password, question.token, question.query)
     if key is None:
         # The first try of every RTSP publisher and browser (mediamtx.md 1.5): routine, not an attack.
-        log.debug("publish without a key", extra=_facts(question))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("publish without a key", extra=_facts(question))
         raise Problem("unauthorized", "no stream key was given")
     if refusal := paths.refusal(question.path):
         _refuse(question, "path-not-allowed", refusal)
@@ -76,6 +83,7 @@ def _publish(question: Question, from_node: str, settings: Settings) -> None:
         raise Problem("invalid-request", errors=[FieldError("id", "is empty; null means that there is no connection")])
     if question.id is not None:
         claim = _claim(
+            of,
             key_hash=keys.digest(key),
             node=from_node,
             path=question.path,
@@ -83,27 +91,25 @@ def _publish(question: Question, from_node: str, settings: Settings) -> None:
             protocol=question.protocol,
             remote_address=question.ip[:255],
             user_agent=question.userAgent.replace("\x00", "")[:512],
-            lease_seconds=settings.lease_seconds,
+            lease_seconds=of.settings.lease_seconds,
         )
     else:
-        claim = service().database.run(
-            partial(streams.check, key_hash=keys.digest(key), node=from_node, path=question.path)
-        )
+        claim = of.database.run(partial(streams.check, key_hash=keys.digest(key), node=from_node, path=question.path))
     if not claim.is_granted:
         _refuse(question, claim.outcome, stream_key_id=claim.stream_key_id, rival_id=claim.rival_id)
-    log.info(
-        "publish granted",
-        extra=_facts(question)
-        | {"outcome": claim.outcome, "stream_key_id": claim.stream_key_id, "stream_id": claim.stream_id},
-    )
+    if log.isEnabledFor(logging.INFO):
+        log.info(
+            "publish granted",
+            extra=_facts(question)
+            | {"outcome": claim.outcome, "stream_key_id": claim.stream_key_id, "stream_id": claim.stream_id},
+        )
 
 
-def _claim(**wanted: Any) -> streams.Claim:
+def _claim(of: Service, **wanted: Any) -> streams.Claim:
     """The claim. When another stream of the key is in the way, look whether it is really alive before saying so.
 
     Three times at most: behind a claim that broke off stands the stream that it wanted to replace.
     """
-    of = service()
     deadline = time.monotonic() + _LOOK_SECONDS
     claim = of.database.run(partial(streams.claim, **wanted))
     for _ in range(_LOOKS):
@@ -119,7 +125,8 @@ def _claim(**wanted: Any) -> streams.Claim:
 
 
 def _refuse(question: Question, slug: str, detail: str = "", **facts: object) -> NoReturn:
-    log.info("publish refused", extra=_facts(question) | {"outcome": slug} | facts)
+    if log.isEnabledFor(logging.INFO):
+        log.info("publish refused", extra=_facts(question) | {"outcome": slug} | facts)
     raise Problem(slug, detail, status=401 if slug in _IN_USE else None)
 
 

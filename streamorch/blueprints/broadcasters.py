@@ -11,6 +11,7 @@ from streamorch.blueprints import (
     answer,
     body,
     created,
+    first,
     given,
     identifier,
     integer_parameter,
@@ -23,7 +24,7 @@ from streamorch.problems import Problem
 from streamorch.repositories import broadcasters
 
 bp = flask.Blueprint("broadcasters", __name__, url_prefix="/broadcasters")
-bp.before_request(require_api_caller)
+bp.before_request(first(require_api_caller))
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 

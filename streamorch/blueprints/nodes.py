@@ -3,11 +3,11 @@
 import flask
 import msgspec
 
-from streamorch.blueprints import answer, require_api_caller, service
+from streamorch.blueprints import answer, first, require_api_caller, service
 from streamorch.repositories import NODE, nodes
 
 bp = flask.Blueprint("nodes", __name__, url_prefix="/nodes")
-bp.before_request(require_api_caller)
+bp.before_request(first(require_api_caller))
 
 
 @bp.get("")

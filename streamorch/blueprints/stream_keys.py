@@ -13,6 +13,7 @@ from streamorch.blueprints import (
     answer,
     body,
     created,
+    first,
     given,
     identifier,
     integer_parameter,
@@ -28,7 +29,7 @@ from streamorch.problems import Problem
 from streamorch.repositories import stream_keys
 
 bp = flask.Blueprint("stream_keys", __name__, url_prefix="/stream-keys")
-bp.before_request(require_api_caller)
+bp.before_request(first(require_api_caller))
 
 Label = Annotated[str, msgspec.Meta(max_length=255)]
 _RULES = {"path": paths.refusal}

@@ -15,13 +15,13 @@ import flask
 import msgspec
 
 from streamorch import keys
-from streamorch.blueprints import no_content, node, require_media_server, service, told
+from streamorch.blueprints import asked, first, no_content, node, require_media_server, service, told
 from streamorch.mediamtx import SOURCE_LISTS, NoAnswer
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import Connection, nodes, streams
 
 bp = flask.Blueprint("webhooks", __name__, url_prefix="/webhook")
-bp.before_request(require_media_server)
+bp.before_request(first(require_media_server))
 log = logging.getLogger(__name__)
 
 # A not-ready without a connection id that comes within this of a start is most likely about the publisher before.
@@ -61,7 +61,7 @@ _decode = msgspec.json.Decoder(Event).decode
 @bp.post("/ready")
 def ready() -> flask.Response:
     """204 when the stream is live (or the source is nobody's claim), 404 when nobody claimed it or it has ended."""
-    from_node = node()
+    from_node = node(asked())
     event = _event()
     if not event.source_id:  # a static source, an always-available path
         return no_content()
@@ -81,7 +81,7 @@ def ready() -> flask.Response:
 @bp.post("/not-ready")
 def not_ready() -> flask.Response:
     """204 always, once it is written down; a late or doubled end changes nothing."""
-    from_node = node()
+    from_node = node(asked())
     event = _event()
     if event.source_id:
         work: Work = partial(
@@ -136,7 +136,7 @@ def _note_heard(from_node: str) -> None:
 
 def _event() -> Event:
     """The JSON of the body, whatever its Content-Type says: `curl -d` labels it as a form."""
-    event = told(_decode)
+    event = told(asked(), _decode)
     errors = [
         FieldError(name, reason)
         for name, value, reason in (

@@ -17,6 +17,8 @@ from tests.fake_mediamtx import FakeMediaMTX
 OPEN = "SELECT * FROM streams WHERE ended_at IS NULL ORDER BY claimed_at"
 PATH = "live/cam7"
 
+pytestmark = pytest.mark.usefixtures("lane")
+
 
 @pytest.fixture
 def let_lapse(conn):

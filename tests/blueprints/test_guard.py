@@ -11,6 +11,8 @@ from tests.blueprints import logged, only, problem, rows
 from tests.conftest import API_SECRET, Api, MediaServer
 
 ID = "00000000-0000-4000-8000-000000000000"
+
+pytestmark = pytest.mark.usefixtures("lane")
 GUARDED = [
     ("GET", "/broadcasters"),
     ("POST", "/broadcasters"),

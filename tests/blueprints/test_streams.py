@@ -24,6 +24,8 @@ from tests.fake_mediamtx import FakeMediaMTX, recording
 from tests.test_leader import until
 
 PATH = "live/cam7"
+
+pytestmark = pytest.mark.usefixtures("lane")
 ALL = "SELECT * FROM streams ORDER BY claimed_at"
 MEMBERS = {
     "id",
@@ -551,7 +553,7 @@ def test_of_several_who_see_a_change_one_builds_and_the_others_wait(app, api, me
     api.get("/streams")
     media_server.go_live(make_key())
     with ThreadPoolExecutor(2) as threads:
-        with app.extensions["streamorch.live"].building:
+        with app.extensions["streamorch"].live.building:
             answers = [threads.submit(Api(app.test_client()).get, "/streams") for _ in range(2)]
             deadline = time.monotonic() + 5
             while only(conn, HAVE_READ_THE_VERSION)["workers"] < 2 and time.monotonic() < deadline:
@@ -705,10 +707,10 @@ def test_a_list_without_the_database_is_the_last_one_told_as_such(app, api, medi
 def test_after_thirty_seconds_without_the_database_the_list_is_503(app, api):
     api.get("/streams")
     close_database(app)
-    cache = app.extensions["streamorch.live"]
-    cache.built = cache.built._replace(seen_at=cache.built.seen_at - 25)
+    live = app.extensions["streamorch"].live
+    live.seen = (live.seen[0] - 25, live.seen[1])
     assert api.get("/streams").json["stale"] is True
-    cache.built = cache.built._replace(seen_at=cache.built.seen_at - 6)
+    live.seen = (live.seen[0] - 6, live.seen[1])
     problem(api.get("/streams"), "database-unavailable", 503)
 
 

@@ -1,0 +1,89 @@
+"""The live list of this process, as the bytes that go out: built once for each version, whoever asks and how often."""
+
+import binascii
+import threading
+import time
+from typing import Any, NamedTuple
+
+import msgspec
+import psycopg
+
+from streamorch import __version__, urls
+from streamorch.repositories import Database, streams
+from streamorch.settings import MediaURLs
+
+_STALE_SECONDS = 30.0
+# What one stream shows and lists leave out.
+SHOWN_ALONE = ("remote_address", "bytes", "bitrate", "tracks", "kick")
+
+
+class Built(NamedTuple):
+    """The live list of one version; `etag` is None of a list that is not current, because the database is away."""
+
+    version: str
+    encoded: bytes
+    etag: str | None
+    items: list[dict[str, Any]]
+
+
+class LiveList:
+    """The last live list. Always as fresh as the database: its version is read for every answer."""
+
+    def __init__(self, database: Database, media_urls: MediaURLs):
+        self.built: Built | None = None
+        self.building = threading.Lock()
+        # When it was last known to be current: by time.monotonic(), and by the clock.
+        self.seen = (0.0, 0.0)
+        self._database = database
+        self._media_urls = media_urls
+        # Another release or other URLs make other bytes of the same version.
+        self._looks = binascii.crc32(f"{__version__} {media_urls}".encode())
+
+    def current(self) -> Built:
+        """The list of the database's version.
+
+        Without the database the last one, told as stale, for 30 seconds; an OperationalError after that.
+        """
+        try:
+            with self._database.connection() as conn:
+                version = streams.version(conn)
+                built = self.built
+                if built is None or built.version != version:
+                    with self.building:  # the first to see a change builds; the others wait for it
+                        built = self.built
+                        if built is None or built.version != version:
+                            self.built = built = self._build(streams.live(conn))
+        except psycopg.OperationalError:
+            seen, seen_at = self.seen
+            if self.built is None or time.monotonic() - seen > _STALE_SECONDS:
+                raise
+            # Better an old list, told as such, than an empty wall.
+            old = envelope(self.built.items, stale=True, as_of=rfc3339(seen_at))
+            return self.built._replace(encoded=msgspec.json.encode(old), etag=None)
+        self.seen = (time.monotonic(), time.time())
+        return built
+
+    def _build(self, live: streams.LiveList) -> Built:
+        items = [shown(stream, self._media_urls) for stream in live.streams]
+        # as_of is the moment of the last change, not of this answer: each worker must make the same bytes for an ETag.
+        encoded = msgspec.json.encode(envelope(items, stale=False, as_of=live.changed_at))
+        return Built(live.version, encoded, f'"{live.version}-{self._looks:08x}"', items)
+
+
+def shown(stream: streams.Stream, media_urls: MediaURLs) -> dict[str, Any]:
+    """A stream as lists show it, with its playback URLs in every status."""
+    made = msgspec.structs.asdict(stream)
+    for name in SHOWN_ALONE:
+        del made[name]
+    made["urls"] = urls.playback(media_urls, stream.path)
+    return made
+
+
+def envelope(items: list[dict[str, Any]], *, stale: bool, as_of: str) -> dict[str, Any]:
+    """The list as the contract has it."""
+    return {"streams": items, "count": len(items), "stale": stale, "as_of": as_of}
+
+
+def rfc3339(seconds: float) -> str:
+    """A time.time() as the database writes moments."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1e6):06d}Z"
