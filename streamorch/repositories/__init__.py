@@ -8,6 +8,7 @@ import logging
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, LiteralString, TypeVar
@@ -67,6 +68,16 @@ class PatientConnection(Connection):
     statement_seconds = 5.0
 
 
+class _LastFirst(deque[Connection]):
+    """The idle connections of a pool, which takes from the left and puts back on the right: the last one used first.
+
+    Its backend has all in its caches still, and its processor is awake: of a claim a fifth of the time.
+    """
+
+    def popleft(self) -> Connection:
+        return self.pop()
+
+
 class Database:
     """The connection pool of one process, opened after the fork."""
 
@@ -83,6 +94,7 @@ class Database:
             configure=_configure,
             open=False,
         )
+        self._pool._pool = _LastFirst()  # psycopg_pool 3.3 has no setting for it
         self._refuse_until = 0.0
         self._away = False
         self._closing = threading.Event()
