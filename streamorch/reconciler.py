@@ -207,6 +207,7 @@ class Reconciler:
             paths=[path.name for path, _ in live],
             types=[path.source_type for path, _ in live],
         )
+        self._resume(conn, epoch, publishers)
         strangers = self._set_right(conn, epoch, known, snapshot, started_at, connections, publishers, report)
         self._observe(conn, epoch, sampled_at, live, connections, strangers)
         reconciliation.answered(
@@ -243,6 +244,15 @@ class Reconciler:
                     unknown.append(protocol)
                     break
         return found, unknown
+
+    def _resume(self, conn: PatientConnection, epoch: int, publishers: Publishers) -> None:
+        """An end was told of a stream that is live: nothing of it stays, so that it does not end with its successor."""
+        live = set(publishers.ids)
+        resumed = [
+            stream_id for stream_id, source_id in reconciliation.interrupted(conn, node=NODE) if source_id in live
+        ]
+        if resumed:
+            reconciliation.resume(conn, epoch, resumed)
 
     def _set_right(
         self,

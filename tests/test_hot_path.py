@@ -402,6 +402,8 @@ def use_reconciliation(conn: Connection, text: str) -> None:
             snapshot_at=now,
             is_complete=True,
         )
+    reconciliation.interrupted(conn, node=text)
+    reconciliation.resume(conn, epoch, [uuid.uuid4()])
     reconciliation.note_unclaimed(conn, epoch, node=text, unclaimed=[{"source_id": text}])
     reconciliation.failed(conn, epoch, node=text, state="silent", is_there=False)
     reconciliation.reopen(conn, epoch, uuid.uuid4(), source_type=text, source_id=text)

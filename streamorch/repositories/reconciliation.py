@@ -110,6 +110,26 @@ def settle(conn: Connection, epoch: int) -> list[Change] | None:
     return None if found is None else _changes.decode(found)
 
 
+def interrupted(conn: Connection, *, node: str) -> list[tuple[UUID, str]]:
+    """The active streams of a node whose end was told and waits for a successor: id and connection."""
+    return conn.execute(
+        """/* reconciliation.interrupted */
+        SELECT s.id, s.source_id
+        FROM streams AS s
+        WHERE s.node = %(node)s AND s.interrupted_at IS NOT NULL AND s.ended_at IS NULL
+        """,
+        {"node": node},
+    ).fetchall()
+
+
+def resume(conn: Connection, epoch: int, stream_ids: Sequence[UUID]) -> None:
+    """These are seen live: they were not interrupted after all."""
+    conn.execute(
+        "/* reconciliation.resume */ SELECT resume_v1(%(epoch)s, %(ids)s::uuid[])",
+        {"epoch": epoch, "ids": list(stream_ids)},
+    )
+
+
 def observe(
     conn: Connection,
     epoch: int,

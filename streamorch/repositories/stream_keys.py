@@ -56,7 +56,10 @@ _SHOWN = """
         rfc3339_v1(k.created_at) AS created_at,
         rfc3339_v1(k.expires_at) AS expires_at,
         rfc3339_v1(k.revoked_at) AS revoked_at,
-        rfc3339_v1(k.last_used_at) AS last_used_at
+        rfc3339_v1(greatest(
+            k.last_used_at,
+            (SELECT s.claimed_at FROM streams AS s WHERE s.stream_key_id = k.id ORDER BY s.claimed_at DESC LIMIT 1)
+        )) AS last_used_at
     FROM stream_keys AS k
     JOIN broadcasters AS b ON b.id = k.broadcaster_id
     WHERE b.deleted_at IS NULL

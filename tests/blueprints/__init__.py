@@ -19,6 +19,11 @@ FUTURE = NOW + datetime.timedelta(hours=1)
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 
+def text_of(moment):
+    """A moment as the API writes it."""
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def problem(answer: TestResponse, slug: str, status: int) -> dict[str, Any]:
     """The body of the problem that this answer must be."""
     assert (answer.status_code, answer.content_type) == (status, "application/problem+json"), answer.text

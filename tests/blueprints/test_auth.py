@@ -10,7 +10,8 @@ import pytest
 import werkzeug.serving
 
 from streamorch import keys, signing
-from tests.blueprints import FUTURE, PAST, debugging, fields, logged, only, problem, rows
+from streamorch.repositories import stream_keys
+from tests.blueprints import FUTURE, PAST, debugging, fields, logged, only, problem, rows, text_of
 from tests.conftest import API_SECRET, MediaServer
 from tests.fake_mediamtx import FakeMediaMTX
 
@@ -36,6 +37,11 @@ def no_database(app):
     app.extensions["streamorch"].database.close()
 
 
+def last_use(key, conn):
+    found = stream_keys.get(conn, key.id)
+    return found and found.last_used_at
+
+
 def reachable(conn):
     conn.execute("INSERT INTO nodes (node, api_seen_at) VALUES ('default', clock_timestamp())")
 
@@ -56,7 +62,7 @@ def test_a_key_claims_its_path(media_server, make_key, conn):
     assert (stream["started_at"], stream["ended_at"], stream["replaces"]) == (None, None, None)
     assert stream["lease"].total_seconds() == 20
     assert json.loads(stream["said"]) == {"event": 4711}
-    assert only(conn, "SELECT last_used_at FROM stream_keys")["last_used_at"] == stream["claimed_at"]
+    assert last_use(key, conn) == text_of(stream["claimed_at"])
 
 
 def test_the_lease_lasts_as_the_settings_say(make_app, make_key, conn):
@@ -106,7 +112,7 @@ def test_without_a_connection_the_key_is_checked_and_nothing_claimed(media_serve
     key = make_key()
     assert media_server.ask(key, id=None, protocol="webrtc").status_code == 200
     assert not rows(conn, OPEN)
-    assert only(conn, "SELECT last_used_at FROM stream_keys")["last_used_at"] is None
+    assert last_use(key, conn) is None
     media_server.go_live(key)
     assert media_server.ask(key, id=None).status_code == 200  # its own stream does not stand in its way
     assert len(rows(conn, OPEN)) == 1
@@ -175,7 +181,7 @@ def assert_refused(answer, slug, key, conn):
     assert key.value not in answer.text
     assert body["instance"] == "/auth"
     assert not rows(conn, "SELECT id FROM streams WHERE stream_key_id = %s AND ended_at IS NULL", key.id)
-    assert only(conn, "SELECT last_used_at FROM stream_keys WHERE id = %s", key.id)["last_used_at"] is None
+    assert last_use(key, conn) is None
 
 
 def test_an_unknown_key_is_refused(media_server, conn):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streamorch import keys
-from tests.blueprints import FUTURE, PAST, TIME, debugging, fields, only, problem, rows
+from tests.blueprints import FUTURE, PAST, TIME, debugging, fields, only, problem, rows, text_of
 from tests.conftest import Api, MediaServer
 from tests.fake_mediamtx import FakeMediaMTX
 from tests.test_leader import until
@@ -36,10 +36,6 @@ MEMBERS = {
     "last_used_at",
 }
 MADE = MEMBERS | {"key_value", "publish"}
-
-
-def text_of(moment):
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def listed(answer):

@@ -18,7 +18,7 @@ from streamorch import blueprints
 from streamorch.problems import Problem
 from streamorch.reconciler import Reconciler
 from streamorch.repositories import connect
-from tests.blueprints import FUTURE, NOW, PAST, TIME, fields, only, problem, rows
+from tests.blueprints import FUTURE, NOW, PAST, TIME, fields, only, problem, rows, text_of
 from tests.conftest import Api, MediaServer
 from tests.fake_mediamtx import FakeMediaMTX, recording
 from tests.test_leader import until
@@ -61,10 +61,6 @@ URLS = {
     "srt": f"srt://localhost:8890?streamid=read:{PATH}",
     "thumbnail": None,
 }
-
-
-def text_of(moment):
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def close_database(app):
