@@ -9,7 +9,7 @@ import msgspec
 import psycopg
 
 from streamorch import __version__, urls
-from streamorch.repositories import Database, streams
+from streamorch.repositories import Connection, Database, streams
 from streamorch.settings import MediaURLs
 
 _STALE_SECONDS = 30.0
@@ -23,7 +23,7 @@ class Built(NamedTuple):
     version: str
     encoded: bytes
     etag: str | None
-    items: list[dict[str, Any]]
+    items: list[bytes]
 
 
 class LiveList:
@@ -32,6 +32,7 @@ class LiveList:
     def __init__(self, database: Database, media_urls: MediaURLs):
         self.built: Built | None = None
         self.building = threading.Lock()
+        self._items: dict[str, bytes] = {}  # the streams of the last list by their marks
         # When it was last known to be current: by time.monotonic(), and by the clock.
         self.seen = (0.0, 0.0)
         self._database = database
@@ -52,22 +53,37 @@ class LiveList:
                     with self.building:  # the first to see a change builds; the others wait for it
                         built = self.built
                         if built is None or built.version != version:
-                            self.built = built = self._build(streams.live(conn))
+                            self.built = built = self._build(conn)
         except psycopg.OperationalError:
             seen, seen_at = self.seen
             if self.built is None or time.monotonic() - seen > _STALE_SECONDS:
                 raise
             # Better an old list, told as such, than an empty wall.
-            old = envelope(self.built.items, stale=True, as_of=rfc3339(seen_at))
-            return self.built._replace(encoded=msgspec.json.encode(old), etag=None)
+            return self.built._replace(encoded=_joined(self.built.items, stale=True, as_of=rfc3339(seen_at)), etag=None)
         self.seen = (time.monotonic(), time.time())
         return built
 
-    def _build(self, live: streams.LiveList) -> Built:
-        items = [shown(stream, self._media_urls) for stream in live.streams]
+    def _build(self, conn: Connection) -> Built:
+        """Only what has changed is fetched and encoded; a stream that is as it was goes out as it did."""
+        live = streams.live(conn, self._items)
+        changed = {item.mark: self._encode(item) for item in live.items}
+        self._items = {mark: changed.get(mark) or self._items[mark] for mark in live.marks}
+        items = list(self._items.values())
         # as_of is the moment of the last change, not of this answer: each worker must make the same bytes for an ETag.
-        encoded = msgspec.json.encode(envelope(items, stale=False, as_of=live.changed_at))
+        encoded = _joined(items, stale=False, as_of=live.changed_at)
         return Built(live.version, encoded, f'"{live.version}-{self._looks:08x}"', items)
+
+    def _encode(self, item: streams.LiveItem) -> bytes:
+        return b'%b,"urls":%b}' % (
+            item.encoded.encode()[:-1],
+            msgspec.json.encode(urls.playback(self._media_urls, item.path)),
+        )
+
+
+def _joined(items: list[bytes], *, stale: bool, as_of: str) -> bytes:
+    """The envelope around items that are encoded already."""
+    outside = msgspec.json.encode(envelope([], stale=stale, as_of=as_of) | {"count": len(items)})
+    return outside.replace(b"[]", b"[" + b",".join(items) + b"]", 1)
 
 
 def shown(stream: streams.Stream, media_urls: MediaURLs) -> dict[str, Any]:

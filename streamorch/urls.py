@@ -1,5 +1,6 @@
 """Where to watch a stream and where to publish it, as URLs ready to paste. Pure."""
 
+from functools import cache
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -47,13 +48,17 @@ def _at(base: str | None, path: str, last: str = "", query: str = "") -> str | N
     """`base/path/last`, with the prefix and query of the base kept and each segment percent-encoded."""
     if base is None:
         return None
+    before, own = _parts(base)
+    url = "/".join(part for part in (before, quote(path, safe="/"), last) if part).rstrip("/")
+    asked = "&".join(part for part in (query, own) if part)
+    return f"{url}?{asked}" if asked else url
+
+
+@cache
+def _parts(base: str) -> tuple[str, str]:
+    """A base without its query, and the query. (There are as many bases as settings.)"""
     parts = urlsplit(base)
-    segments = "/".join(part for part in (parts.path.rstrip("/"), quote(path, safe="/"), last) if part)
-    if not segments.startswith("/"):
-        segments = "/" + segments
-    return urlunsplit(
-        (parts.scheme, parts.netloc, segments.rstrip("/"), "&".join(q for q in (query, parts.query) if q), "")
-    )
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", "")), parts.query
 
 
 def _srt(base: str | None, stream_id: str, more: str = "") -> str | None:

@@ -157,7 +157,7 @@ READS: dict[str, tuple[str, Callable[[Scene], Ask]]] = {
         "check": lambda conn, one: streams.check(conn, key_hash=bytes(32), node="default", path="live/cam7"),
         "stream": lambda conn, one: streams.get(conn, one),
         "version": lambda conn, one: streams.version(conn),
-        "live": lambda conn, one: streams.live(conn).streams,
+        "live": lambda conn, one: streams.live(conn, {}).items,
         "live filtered": lambda conn, one: streams.live_filtered(conn, {"path": "live/cam7"}),
         "history": lambda conn, one: streams.page(conn, status="all", filters={}, limit=9, after=None),
         "key": lambda conn, one: stream_keys.get(conn, one),
@@ -215,10 +215,27 @@ def footprint(conn: Connection, ask: Ask) -> tuple[bool, set[str]]:
     return took_id, {mode for (mode,) in modes}
 
 
-@traceless
-def test_a_refusal_a_replay_and_a_read_take_no_transaction_id_and_no_lock_but_for_reading(scene, outcome, prepare):
+# (The live list has a transaction of its own: see the next test.)
+@pytest.mark.parametrize("name", sorted(TRACELESS.keys() - {"live"}))
+def test_a_refusal_a_replay_and_a_read_take_no_transaction_id_and_no_lock_but_for_reading(scene, name):
+    _, prepare = TRACELESS[name]
     ask = prepare(scene)
     assert footprint(scene.conn, ask) == (False, {"AccessShareLock"})
+
+
+def test_the_live_list_is_read_in_one_snapshot_by_a_transaction_that_cannot_write(scene):
+    assert claim_of(scene.make_key(), connection_id="c1")(scene.conn) == "claimed"
+    streams.start(scene.conn, node="default", path="live/cam7", source_type="rtmpConn", source_id="c1")
+    seen = []
+
+    class Nothing:
+        def __contains__(self, mark):
+            for name in ("transaction_isolation", "transaction_read_only"):
+                seen.append(only(scene.conn, f"SELECT current_setting('{name}')")[0])
+            return False
+
+    assert len(streams.live(scene.conn, Nothing()).items) == 1
+    assert seen == ["repeatable read", "on"]
 
 
 def test_a_granted_claim_takes_a_transaction_id_and_locks(conn, make_key):
@@ -331,8 +348,10 @@ def use_streams(conn: Connection, text: str) -> None:
             judged_gone=uuid.uuid4() if given else None,
         )
         assert claim.is_granted
-    for hook in (streams.start, streams.end):
-        hook(conn, node="default", path=text, source_type="rtmpConn", source_id=text)
+    hook = {"node": "default", "path": text, "source_type": "rtmpConn", "source_id": text}
+    streams.start(conn, **hook)
+    assert streams.live(conn, {}).items
+    streams.end(conn, **hook)
     for grace_seconds in (5, 86400):
         streams.end_on_path(conn, node="default", path=text, grace_seconds=grace_seconds)
     one = claim.stream_id or uuid.uuid4()
@@ -350,7 +369,6 @@ def use_streams(conn: Connection, text: str) -> None:
     streams.kicked(conn, one)
     streams.check(conn, key_hash=keys.digest(text), node="default", path=text)
     streams.version(conn)
-    streams.live(conn)
     nothing = dict.fromkeys(("broadcaster_id", "stream_key_id", "path", "protocol", "node", "end_reason", "since"))
     for filters in (nothing, nothing | {"path": text}, nothing | {"since": AN_HOUR_AGO, "broadcaster_id": owner}):
         streams.live_filtered(conn, filters)

@@ -1,5 +1,6 @@
 """Streams: one row per publishing connection, from the claim in auth to its end."""
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -88,16 +89,27 @@ class Kick(NamedTuple):
     connection_id: str
 
 
+class LiveItem(NamedTuple):
+    """A live stream by its mark: its path, and what lists show of it as a JSON object, the URLs left out."""
+
+    mark: str
+    path: str
+    encoded: str
+
+
 class LiveList(NamedTuple):
-    """The live list of one moment: its version, and its streams, newest first."""
+    """The live list of one moment: its version, a mark for each stream, newest first, and the items asked for.
+
+    A mark begins with the id of the stream, and is another whenever the list shows something else of it.
+    """
 
     version: str
     changed_at: str
-    streams: list[Stream]
+    marks: list[str]
+    items: list[LiveItem]
 
 
-_SHOWN = """
-    SELECT
+_LISTED = """
         s.id,
         s.stream_key_id,
         k.label,
@@ -126,7 +138,9 @@ _SHOWN = """
         CASE WHEN s.ended_at IS NULL AND s.started_at IS NOT NULL THEN t.viewers END AS viewers,
         CASE WHEN s.ended_at IS NULL AND s.started_at IS NOT NULL THEN t.media END AS media,
         s.replaces,
-        s.replaced_by,
+        s.replaced_by
+"""
+_SHOWN_ALONE = """
         s.remote_address,
         t.bytes,
         CASE WHEN s.ended_at IS NULL AND t.media IS NOT NULL THEN t.bitrate END AS bitrate,
@@ -135,32 +149,51 @@ _SHOWN = """
             WHEN s.kicked_at IS NOT NULL THEN 'done'
             WHEN s.kick_requested_at IS NOT NULL THEN 'pending'
         END AS kick
+"""
+_FROM = """
     FROM streams AS s
     JOIN stream_keys AS k ON k.id = s.stream_key_id
     JOIN broadcasters AS b ON b.id = k.broadcaster_id
     LEFT JOIN stream_stats AS t ON t.stream_id = s.id
-    WHERE
 """
-_GET = "/* streams.get */" + _SHOWN + "s.id = %(id)s"
+_SHOWN = "SELECT" + _LISTED + "," + _SHOWN_ALONE + _FROM + " WHERE "
+_GET = "/* streams.get */ " + _SHOWN + "s.id = %(id)s"
 _ACTIVE = "s.ended_at IS NULL AND s.started_at IS NOT NULL"
 _NEWEST_STARTED = " ORDER BY s.started_at DESC, s.id DESC"
 _LIVE_VERSION = """
     l.epoch || '-' || l.version || '-' || extract(epoch FROM l.changed_at)::numeric::text
 """
 _VERSION = "/* streams.version */ SELECT" + _LIVE_VERSION + "FROM live_list AS l"
-# Version and list in one statement: one snapshot, so the list is that version's.
-_LIVE = (
-    "/* streams.live */ SELECT"  # noqa: S608  # put together from constants of this file alone
-    + _LIVE_VERSION
-    + """,
-    rfc3339_v1(l.changed_at),
-    coalesce((SELECT json_agg(shown) FROM (
+# The row versions of all that the list shows; of the statistics, which are written every two seconds, the values.
+# Sub-selects and no joins: with many keys and few live streams, a wrong estimate would have a join read every key.
+_MARK = """
+    concat_ws(
+        ':', s.id, s.xmin,
+        (SELECT k.xmin || ':' || (SELECT b.xmin FROM broadcasters AS b WHERE b.id = k.broadcaster_id)
+         FROM stream_keys AS k WHERE k.id = s.stream_key_id),
+        (SELECT concat_ws(':', t.viewers, t.media) FROM stream_stats AS t WHERE t.stream_id = s.id))
 """
-    + _SHOWN
-    + _ACTIVE
+_LIVE_MARKS = (
+    "/* streams.live_marks */ SELECT"  # noqa: S608  # put together from constants of this file alone
+    + _LIVE_VERSION
+    + ", rfc3339_v1(l.changed_at), (SELECT string_agg("
+    + _MARK
+    + ", chr(10)"
     + _NEWEST_STARTED
-    + ") AS shown)::text, '[]') FROM live_list AS l"
+    + ") FROM streams AS s WHERE "
+    + _ACTIVE
+    + ") FROM live_list AS l"
 )
+_LIVE_ITEMS = (
+    "/* streams.live_items */ SELECT"  # noqa: S608
+    + _MARK
+    + ", s.path, (SELECT row_to_json(shown)::text FROM (SELECT"
+    + _LISTED
+    + ") AS shown)"
+    + _FROM
+    + " WHERE s.id = ANY (lines_v1(%(ids)s)::uuid[])"
+)
+_ID_LENGTH = 36
 # Why these are separate texts and not `%(x)s IS NULL OR ...`: each combination gets a plan that can use its index.
 _FILTERS = {
     "broadcaster_id": " AND k.broadcaster_id = %(broadcaster_id)s",
@@ -191,7 +224,6 @@ END_REASONS = (
     "server_restarted",
     "server_lost",
 )
-_decode_streams = msgspec.json.Decoder(list[Stream]).decode
 
 
 def claim(
@@ -415,15 +447,20 @@ def version(conn: Connection) -> str:
     return str(only(conn, _VERSION)[0])
 
 
-def live(conn: Connection) -> LiveList:
-    """All active streams, newest first, with the version that they are of."""
-    version, changed_at, encoded = only(conn, _LIVE)
-    return LiveList(version, changed_at, _decode_streams(encoded))
+def live(conn: Connection, known: Container[str]) -> LiveList:
+    """The live list of one snapshot; its items are those whose marks are not known already."""
+    with conn.transaction():
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
+        version, changed_at, text = only(conn, _LIVE_MARKS)
+        marks = text.split("\n") if text else []
+        ids = [mark[:_ID_LENGTH] for mark in marks if mark not in known]
+        rows = conn.execute(_LIVE_ITEMS, {"ids": "\n".join(ids)}).fetchall() if ids else []
+    return LiveList(version, changed_at, marks, [LiveItem(*row) for row in rows])
 
 
 def live_filtered(conn: Connection, filters: dict[str, Any]) -> list[Stream]:
     """The active streams that match, newest first, all of them."""
-    query = "/* streams.live_filtered */" + _SHOWN + _ACTIVE + _matching(filters) + _NEWEST_STARTED
+    query = "/* streams.live_filtered */ " + _SHOWN + _ACTIVE + _matching(filters) + _NEWEST_STARTED
     with conn.cursor(row_factory=class_row(Stream)) as cursor:
         return cursor.execute(query.encode(), filters).fetchall()
 
@@ -438,7 +475,7 @@ def page(
     after_time, after_id = after or (None, None)
     started_only = status == "ended" and filters.get("end_reason") is None
     query = (
-        "/* streams.page */"
+        "/* streams.page */ "
         + _SHOWN
         + _STATUSES[status]
         + (" AND s.started_at IS NOT NULL" if started_only else "")

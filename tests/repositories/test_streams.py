@@ -1,7 +1,9 @@
 """The last line of defence of streams: constraints and partial unique indexes; and what no route reaches."""
 
+import json
 import uuid
 
+import msgspec
 import psycopg
 import pytest
 
@@ -270,14 +272,60 @@ def test_hooks_of_another_node_do_not_touch_a_stream(conn, make_key):
 
 
 def test_live_tells_version_and_list_of_one_moment(conn, make_key):
-    assert streams.live(conn).streams == []
+    empty = streams.live(conn, {})
+    assert (empty.version, empty.marks, empty.items) == (streams.version(conn), [], [])
     stream_id = claim(conn, make_key()).stream_id
-    before = streams.version(conn)
     streams.start(conn, node="default", path="live/cam7", source_type="rtmpConn", source_id="c1")
-    live = streams.live(conn)
-    assert live.version == streams.version(conn) != before
-    assert [stream.id for stream in live.streams] == [stream_id]
-    assert live.streams[0] == streams.live_filtered(conn, {"path": "live/cam7"})[0] == streams.get(conn, stream_id)
+    live = streams.live(conn, {})
+    assert live.version == streams.version(conn) != empty.version
+    (mark,) = live.marks
+    (item,) = live.items
+    assert (item.mark, item.path) == (mark, "live/cam7")
+    assert mark.startswith(str(stream_id))
+    alone = ("remote_address", "bytes", "bitrate", "tracks", "kick")
+    stream = streams.get(conn, stream_id)
+    shown = json.loads(msgspec.json.encode(stream))
+    assert json.loads(item.encoded) == {name: value for name, value in shown.items() if name not in alone}
+
+
+def test_live_tells_only_what_is_not_known_newest_first(conn, make_key):
+    made = []
+    for number in range(3):
+        made.append(claim(conn, make_key(), path=f"live/{number}", connection_id=f"c{number}").stream_id)
+        hook = {"path": f"live/{number}", "source_type": "rtmpConn", "source_id": f"c{number}"}
+        streams.start(conn, node="default", **hook)
+    live = streams.live(conn, {})
+    assert [mark[:36] for mark in live.marks] == [str(stream_id) for stream_id in reversed(made)]
+    assert {item.mark for item in live.items} == set(live.marks)
+    assert streams.live(conn, live.marks) == live._replace(items=[])
+    assert [item.mark for item in streams.live(conn, live.marks[1:]).items] == live.marks[:1]
+
+
+CHANGES = {
+    "its stream": "UPDATE streams SET recording_ref = 'x'",
+    "an interruption": "UPDATE streams SET interrupted_at = now()",
+    "its key": "UPDATE stream_keys SET label = 'x'",
+    "its broadcaster": "UPDATE broadcasters SET display_name = 'x'",
+    "its viewers": "UPDATE stream_stats SET viewers = 8",
+    "its media": "UPDATE stream_stats SET media = 'stalled'",
+    "its first viewers": "DELETE FROM stream_stats",
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_mark_is_another_when_the_list_shows_something_else(changed, conn, make_key):
+    stream_id = claim(conn, make_key()).stream_id
+    streams.start(conn, node="default", path="live/cam7", source_type="rtmpConn", source_id="c1")
+    conn.execute(
+        "INSERT INTO stream_stats (stream_id, viewers, media, bytes) VALUES (%s, 7, 'flowing', 1)", [stream_id]
+    )
+    before = streams.live(conn, {})
+    conn.execute("UPDATE stream_stats SET bytes = bytes + 1, sampled_at = now()")
+    assert streams.live(conn, {}) == before
+    conn.execute(CHANGES[changed])
+    after = streams.live(conn, before.marks)
+    assert [item.mark for item in after.items] == after.marks
+    assert after.marks != before.marks
 
 
 def test_update_tells_what_it_found(conn, make_key):
