@@ -19,6 +19,7 @@ from typing import Any
 
 from gunicorn import http
 from gunicorn.workers import gthread
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from streamorch.exchange import MAX_BODY_BYTES
 
@@ -33,12 +34,23 @@ _LINGER_BYTES = 1024 * 1024
 # How long a connection may still bring a request when the worker stops.
 _LAST_REQUEST_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
-_READ_BYTES = 128 * 1024
+_READ_BYTES = MAX_BODY_BYTES + 8 * 1024
+# So many requests of one client in a row; then it is the turn of the others.
+_IN_A_ROW = 16
 _PIECES = 256  # the system takes 1024 at once
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
-_EXPECTS = re.compile(rb"\r\nexpect:", re.IGNORECASE)
+_DIGITS = 20
+_CHUNK_HEAD_BYTES = 4096
+# A body of so many chunks is no request that anybody makes, and each packet of it would be counted through again.
+_CHUNKS = 2000
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
+_CODED = re.compile(rb"\r\ntransfer-encoding[ \t]*:", re.IGNORECASE)
+_CHUNKED = re.compile(
+    rb"^(?:\r\n)*[^\r\n]* HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*?transfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE
+)
+_ASKS_FIRST = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
+_GO_AHEAD = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn ships no types
@@ -60,11 +72,13 @@ class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn ships no type
         self.data_ready = True
         self.is_http2 = False
         self.received = b""
+        self.has_head = False
         self.unsent: list[bytes | memoryview] = []
         self.drained = 0
         self.deadline = time.monotonic() + _REQUEST_SECONDS
         self.is_known = False  # to the epoll
-        self.is_whole = False  # the request
+        self.is_whole = False  # the request that is answered
+        self.was_told = False  # to go ahead with its body
         self.is_over = False  # for gunicorn
         self.is_slow = False  # in taking its answer
         self.is_lingering = False
@@ -73,25 +87,25 @@ class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn ships no type
     # --- what gunicorn does with a socket ---
 
     def recv(self, size: int) -> bytes:
-        """What has arrived; else waits for more of this request, until its deadline. TimeoutError then."""
+        """What has arrived. There is no more: a request is answered when it is whole, or too large to be."""
         if self.received:
-            received, self.received = self.received, b""
+            received, self.received = self.received[:size], self.received[size:]
             return received
         if self.is_over:
             return b""
-        self.socket.settimeout(max(0.001, self.deadline - time.monotonic()))
-        try:
-            return self.socket.recv(size)
-        finally:
-            self.socket.settimeout(None)
+        if self.has_head:
+            raise http.errors.NoMoreData if self.is_whole else RequestEntityTooLarge
+        if self.is_whole:
+            raise http.errors.InvalidRequestLine("a line that does not end with CRLF")
+        raise http.errors.LimitRequestHeaders("the head of the request is too large")
 
     def sendall(self, data: bytes) -> None:
         """Keep it until `flush`."""
         self.unsent.append(data)
 
     def send(self, data: bytes) -> int:
-        """At once: the `100 Continue` that a client waits for."""
-        return self.socket.send(data)
+        """Nothing: this is the `100 Continue`, which the worker has sent when it was time."""
+        return len(data)
 
     def setblocking(self, flag: bool) -> None:
         """Nothing: whether a call waits is decided call by call."""
@@ -108,15 +122,38 @@ class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn ships no type
         self.is_over = True
 
     def close(self, graceful: bool = False) -> None:
-        """Close the socket."""
-        self.socket.close()
+        """The same."""
+        self.is_over = True
 
     # --- what the worker does with it ---
 
-    def begin(self) -> None:
-        """Make it ready for gunicorn's parser."""
+    def begin(self, whole: bool | None) -> None:
+        """Make it ready for gunicorn's parser; `whole` as `is_whole` has it."""
+        self.is_whole = whole is True
+        end = self.received.find(b"\r\n\r\n")
+        self.has_head = end >= 0
+        if whole is None and self.has_head:
+            self.received = self.received[: end + 4]  # whoever reads on has RequestEntityTooLarge at once
+        self.was_told = False
         if self.parser is None:
             self.parser = http.get_parser(self.cfg, self, self.client)
+
+    def go_ahead(self) -> None:
+        """Tell a client that sends its head and waits (RFC 9110, 10.1.1) to send the body, once."""
+        end = self.received.find(b"\r\n\r\n")
+        if self.was_told or end < 0:
+            return
+        self.was_told = True
+        line, _, fields = self.received[: end + 2].lstrip(b"\r\n").partition(b"\r\n")
+        if line.endswith(b"HTTP/1.1") and _ASKS_FIRST.search(b"\r\n" + fields):
+            self.socket.send(_GO_AHEAD, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def has_spoken(self) -> bool:
+        """Is there something to read?"""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
 
     def fill(self) -> bool:
         """Take what has arrived, without waiting. False when the client has gone."""
@@ -154,33 +191,53 @@ class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn ships no type
     def linger(self) -> None:
         """Say that nothing more will come, and leave the client the time to read it."""
         self.is_lingering = True
+        self.received = b""
         self.deadline = time.monotonic() + _LINGER_SECONDS
         self.socket.shutdown(socket.SHUT_WR)
 
 
 def is_whole(received: bytes) -> bool | None:
-    """Has the whole request arrived? None: not, and a thread has to read the rest.
+    """Has the whole next request arrived? None: not, and what has is more than a request may be.
 
-    That is so of what is larger than any request may be, and of a client that waits for `100 Continue`. Whether the
-    request is right is for gunicorn's parser to say.
+    Whether the request is right is for gunicorn's parser to say; of one that is not, True.
     """
     end = received.find(b"\r\n\r\n")
     if end < 0:
-        return None if len(received) > MAX_BODY_BYTES else False
+        if len(received) > MAX_BODY_BYTES:
+            return None
+        return received.count(b"\n") != received.count(b"\r\n")
     head = received[: end + 2]
-    if _EXPECTS.search(head):
-        return None
-    if _CHUNKED.search(head):
-        body = received[end + 2 :]
-        if body.endswith(b"\r\n\r\n") and b"\r\n0\r\n" in body:
-            return True
-        return None if len(body) > 2 * MAX_BODY_BYTES else False
     length = _LENGTH.search(head)
+    if _CODED.search(head):
+        # With a length beside it, twice or in HTTP/1.0 it is refused: no chunk needs to come.
+        is_right = length is None and len(_CODED.findall(head)) == 1 and _CHUNKED.search(head)
+        return _has_last_chunk(received, end + 4) if is_right else True
     if length is None:
         return True
-    if int(length[1]) > MAX_BODY_BYTES:
+    if len(length[1]) > _DIGITS or int(length[1]) > MAX_BODY_BYTES:
         return None
     return len(received) >= end + 4 + int(length[1])
+
+
+def _has_last_chunk(received: bytes, begin: int) -> bool | None:
+    """The same of a chunked body that begins there (RFC 9112, 7.1)."""
+    at = begin
+    for _ in range(_CHUNKS):
+        if at > begin + 2 * MAX_BODY_BYTES:
+            return None
+        line = received.find(b"\r\n", at)
+        if line < 0:
+            return None if len(received) - at > _CHUNK_HEAD_BYTES else False
+        try:
+            size = int(received[at:line].partition(b";")[0], 16)
+        except ValueError:
+            return True  # refused by the parser
+        if size <= 0:
+            # The trailer ends with an empty line.
+            over = received.startswith(b"\r\n", line + 2) or received.find(b"\r\n\r\n", line + 2) >= 0
+            return True if over else (None if len(received) - line > MAX_BODY_BYTES else False)
+        at = line + 2 + size + 2
+    return None
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc]
@@ -192,6 +249,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         if self.cfg.is_ssl:
             raise RuntimeError("TLS is for a reverse proxy in front of the service")
         # gunicorn looks settings up in a dictionary of objects, dozens of times in each request.
+        self.cfg.set("sendfile", False)  # a Connection keeps what it is given
         self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         self.epoll = select.epoll()
         self.listeners = {listener.fileno(): (listener, listener.getsockname()) for listener in self.sockets}
@@ -223,9 +281,9 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             listener.close()
         now = time.monotonic()
         for conn in list(self.waiting.values()):
-            if not conn.unsent:
-                conn.deadline = min(conn.deadline, now + _LAST_REQUEST_SECONDS)
-        while self.connections and time.monotonic() < now + self.cfg.graceful_timeout:
+            self._hurry(conn)
+        # Less than the master waits before it kills: this process has to end in order, too.
+        while self.connections and time.monotonic() < now + 0.8 * self.cfg.graceful_timeout:
             self.notify()
             time.sleep(0.02)
             self._let_go_of(self._late())
@@ -234,33 +292,66 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         now = time.monotonic()
         return [conn for conn in list(self.waiting.values()) if conn.deadline < now]
 
+    def _hurry(self, conn: Connection) -> None:
+        """The worker stops: a last request may come, but soon. What is due to a client it may take as ever."""
+        if not conn.unsent:
+            conn.deadline = min(conn.deadline, time.monotonic() + _LAST_REQUEST_SECONDS)
+
     def _let_go_of(self, connections: Iterable[Connection]) -> None:
         for conn in connections:
             fd = conn.socket.fileno()
             found = self.waiting.pop(fd, None)
-            if found is conn:
-                if conn.received or conn.unsent:
-                    log.info("a client was too slow and was let go", extra={"client": conn.client})
-                self._close(conn)
-            elif found is not None:  # its number has gone to another connection in this very moment
-                self.waiting[fd] = found
+            if found is not conn:
+                if found is not None:  # its number has gone to another connection in this very moment
+                    self.waiting[fd] = found
+            elif conn.unsent or conn.is_lingering:
+                self._give_up(conn)
+            elif conn.received and is_whole(conn.received) is not False:
+                self._wait_for(conn, select.EPOLLOUT)  # for its turn
+            elif conn.has_spoken():
+                # It waits for a thread, and not we for it.
+                if not conn.received:
+                    conn.deadline = time.monotonic() + _REQUEST_SECONDS
+                self._wait_for(conn)
+            else:
+                self._give_up(conn)
+
+    def _give_up(self, conn: Connection) -> None:
+        if conn.received or conn.unsent:
+            log.info("a client was too slow and was let go", extra={"client": conn.client})
+        self._close(conn)
+
+    def handle_request(self, request: Any, conn: Connection) -> bool:
+        """Of a request that did not come whole nobody knows where the next one begins: its answer is the last."""
+        if not conn.is_whole:
+            request.force_close()
+        return bool(super().handle_request(request, conn))
 
     def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
-        """Of a request that did not come whole nobody knows where the next one begins."""
-        return conn.is_whole and bool(super()._keepalive_after(conn, keepalive))
+        """The rest of a body that the application did not read is here already."""
+        try:
+            return bool(keepalive and conn.parser.finish_body())
+        except Exception:  # a malformed chunk: the answer is given, and a second one to the same request would be wrong
+            conn.is_whole = False
+            return False
+
+    def handle_error(self, request: Any, client: Connection, address: Any, error: BaseException) -> None:
+        """A refused client may go on sending, and must be able to read why."""
+        client.is_whole = False
+        super().handle_error(request, client, address, error)
 
     # --- one thread of several ---
 
     def _serve(self) -> None:
         while self.alive or self.connections:
-            for fd, _ in self.epoll.poll(_SWEEP_SECONDS, 1):
-                try:
+            try:
+                for fd, _ in self.epoll.poll(_SWEEP_SECONDS, 1):
                     if fd in self.listeners:
                         self._accept(*self.listeners[fd])
                     elif conn := self.waiting.pop(fd, None):
                         self._go_on(conn)
-                except Exception:
-                    log.exception("a connection failed")
+            except BaseException:  # a thread that ends here is missed for ever
+                log.exception("a connection failed")
 
     def _accept(self, listener: socket.socket, server: Any) -> None:
         try:
@@ -270,7 +361,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         except OSError as error:
             if self.alive:
                 log.error("a connection cannot be accepted", extra={"reason": error.strerror})
-                time.sleep(0.1)  # out of files or memory: the epoll would tell of it again at once
+                if not self._make_room():
+                    time.sleep(0.1)  # out of files or memory, and the epoll would tell of it again at once
             return
         if len(self.connections) >= self.worker_connections:
             self._make_room()
@@ -278,10 +370,15 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self.connections.add(conn)
         self._go_on(conn)
 
-    def _make_room(self) -> None:
-        """Let go of who has waited longest: a crowd of silent connections must not keep a media server out."""
-        for conn in list(self.waiting.values())[:1]:
-            self._let_go_of([conn])
+    def _make_room(self) -> bool:
+        """Let go of who has waited longest: a crowd of silent connections must not keep a media server out.
+
+        False when there is nobody.
+        """
+        longest = list(self.waiting.values())[:16]
+        chosen = next(([conn] for conn in longest if not conn.has_spoken()), longest[:1])
+        self._let_go_of(chosen)
+        return bool(chosen)
 
     def _go_on(self, conn: Connection) -> None:
         """The next step with a connection that has something to say, or room for what is due to it."""
@@ -294,28 +391,29 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             elif conn.unsent:
                 if self._send(conn):
                     self._answer(conn)
-            elif conn.fill():
+            elif (conn.received and is_whole(conn.received) is not False) or conn.fill():
                 self._answer(conn)
             else:
                 self._close(conn)
-        except OSError:
-            self._close(conn)  # reset by the client
+        except (OSError, ValueError):
+            self._close(conn)  # reset by the client, or closed already
         except BaseException:
             self._close(conn)
             raise
 
     def _answer(self, conn: Connection) -> None:
-        """Every request that is there."""
-        while True:
+        """Every request that is there, for as long as it is this client's turn."""
+        for _ in range(_IN_A_ROW):
             whole = is_whole(conn.received)
             if whole is False:
+                conn.go_ahead()
                 self._wait_for(conn)
                 return
-            conn.is_whole = whole is True
-            conn.begin()
+            conn.begin(whole)
             conn.keep = self.handle(conn)
             if not self._send(conn):
                 return
+        self._wait_for(conn, select.EPOLLOUT)  # which comes at once, behind the others
 
     def _send(self, conn: Connection) -> bool:
         """What is due. True when it has gone, and something has come meanwhile."""
@@ -326,28 +424,35 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             self._wait_for(conn, select.EPOLLOUT)
             return False
         conn.is_slow = False
-        if conn.keep:
+        if conn.parser is not None:
             conn.received = conn.parser.unreader.take_buffered() + conn.received
+        if conn.keep:
             conn.deadline = time.monotonic() + (_REQUEST_SECONDS if conn.received else self.cfg.keepalive)
             if conn.received:
                 return True
             self._wait_for(conn)
-        elif conn.is_whole:
+        elif conn.is_whole and not conn.received and not conn.has_spoken():
             self._close(conn)
         else:
+            # To close with something unread would reset the connection, and the answer with it (RFC 9112, 9.6).
             conn.linger()
             self._wait_for(conn)
         return False
 
     def _wait_for(self, conn: Connection, event: int = select.EPOLLIN) -> None:
+        if not self.alive:
+            self._hurry(conn)
         fd = conn.socket.fileno()
         self.waiting[fd] = conn
         if conn.is_known:
-            self.epoll.modify(fd, event | select.EPOLLONESHOT)
+            self.epoll.modify(conn.socket, event | select.EPOLLONESHOT)
         else:
             conn.is_known = True
-            self.epoll.register(fd, event | select.EPOLLONESHOT)
+            self.epoll.register(conn.socket, event | select.EPOLLONESHOT)
 
     def _close(self, conn: Connection) -> None:
+        fd = conn.socket.fileno()
+        if self.waiting.get(fd) is conn:
+            self.waiting.pop(fd, None)
         self.connections.discard(conn)
-        conn.close()
+        conn.socket.close()
