@@ -1,1 +1,1 @@
-"""Measurements of the real service, beside an empty Flask view under the same gunicorn: `make bench`."""
+"""Measurements of the real service, beside the floors that it stands on: `make bench`."""
