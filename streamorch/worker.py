@@ -276,9 +276,9 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _stop(self) -> None:
         # New callers go to another worker, or are refused: one who connects to a listener that nobody serves hangs.
-        for fd, (listener, _) in self.listeners.items():
+        for fd in list(self.listeners):
             self.epoll.unregister(fd)  # closing is not enough: the master has the listener open, too
-            listener.close()
+            self.listeners.pop(fd)[0].close()
         now = time.monotonic()
         for conn in list(self.waiting.values()):
             self._hurry(conn)
