@@ -83,7 +83,8 @@ class LiveList:
 def _joined(items: list[bytes], *, stale: bool, as_of: str) -> bytes:
     """The envelope around items that are encoded already."""
     outside = msgspec.json.encode(envelope([], stale=stale, as_of=as_of) | {"count": len(items)})
-    return outside.replace(b"[]", b"[" + b",".join(items) + b"]", 1)
+    before, _, after = outside.partition(b"[]")
+    return b"".join((before, b"[", b",".join(items), b"]", after))
 
 
 def shown(stream: streams.Stream, media_urls: MediaURLs) -> dict[str, Any]:
