@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> flask.Flask:
     for room in (auth, webhooks, broadcasters, stream_keys, streams, nodes, health):
         app.register_blueprint(room.bp)
 
-    app.wsgi_app = Edge(app.wsgi_app, settings, service, FAST)  # type: ignore[method-assign]
+    app.wsgi_app = Edge(app.wsgi_app, service, FAST)  # type: ignore[method-assign]
     if settings.trusted_proxies:
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
     database.open()

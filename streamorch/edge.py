@@ -13,7 +13,7 @@ from streamorch import keys, logs, problems
 from streamorch.blueprints import REQUEST, Service
 from streamorch.exchange import Reply, Request
 from streamorch.problems import Problem
-from streamorch.settings import IPNetwork, Settings
+from streamorch.settings import IPNetwork
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -62,11 +62,11 @@ class Edge:
     by the same functions as in Flask's views, without Flask's contexts, routing and objects.
     """
 
-    def __init__(self, wsgi_app: "WSGIApplication", settings: Settings, of: Service, fast: Mapping[str, Fast]):
+    def __init__(self, wsgi_app: "WSGIApplication", of: Service, fast: Mapping[str, Fast]):
         self.flask = wsgi_app
         self.of = of
         self.fast = fast
-        self.origins = frozenset(settings.cors_origins)
+        self.origins = frozenset(of.settings.cors_origins)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         request = Request(environ)

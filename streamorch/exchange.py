@@ -1,7 +1,7 @@
 """One HTTP request and its reply, in the words of no framework.
 
 What is asked most, /auth and the live list, is written in these. So Flask's views and the express lane before Flask
-(`express.py`) answer with the same functions.
+(`edge.py`) answer with the same functions.
 """
 
 import re

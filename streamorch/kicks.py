@@ -67,7 +67,7 @@ class Kicker:
                     break
         except psycopg.OperationalError:
             log.warning("cutting off is left to the reconciler: the database is away")
-        except Exception:
+        except Exception:  # nobody looks at the Future, and it would end unseen
             log.exception("cutting off failed")
 
 

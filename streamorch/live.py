@@ -3,6 +3,7 @@
 import binascii
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,17 +14,18 @@ from streamorch.repositories import Connection, Database, streams
 from streamorch.settings import MediaURLs
 
 _STALE_SECONDS = 30.0
-# What one stream shows and lists leave out.
-SHOWN_ALONE = ("remote_address", "bytes", "bitrate", "tracks", "kick")
 
 
 class Built(NamedTuple):
-    """The live list of one version; `etag` is None of a list that is not current, because the database is away."""
+    """The live list of one version, and its encoded streams by their marks.
+
+    `etag` is None of a list that is not current, because the database is away.
+    """
 
     version: str
     encoded: bytes
     etag: str | None
-    items: list[bytes]
+    items: dict[str, bytes]
 
 
 class LiveList:
@@ -32,7 +34,6 @@ class LiveList:
     def __init__(self, database: Database, media_urls: MediaURLs):
         self.built: Built | None = None
         self.building = threading.Lock()
-        self._items: dict[str, bytes] = {}  # the streams of the last list by their marks
         # When it was last known to be current: by time.monotonic(), and by the clock.
         self.seen = (0.0, 0.0)
         self._database = database
@@ -65,10 +66,10 @@ class LiveList:
 
     def _build(self, conn: Connection) -> Built:
         """Only what has changed is fetched and encoded; a stream that is as it was goes out as it did."""
-        live = streams.live(conn, self._items)
+        known = self.built.items if self.built else {}
+        live = streams.live(conn, known)
         changed = {item.mark: self._encode(item) for item in live.items}
-        self._items = {mark: changed.get(mark) or self._items[mark] for mark in live.marks}
-        items = list(self._items.values())
+        items = {mark: changed.get(mark) or known[mark] for mark in live.marks}
         # as_of is the moment of the last change, not of this answer: each worker must make the same bytes for an ETag.
         encoded = _joined(items, stale=False, as_of=live.changed_at)
         return Built(live.version, encoded, f'"{live.version}-{self._looks:08x}"', items)
@@ -80,20 +81,11 @@ class LiveList:
         )
 
 
-def _joined(items: list[bytes], *, stale: bool, as_of: str) -> bytes:
+def _joined(items: Mapping[str, bytes], *, stale: bool, as_of: str) -> bytes:
     """The envelope around items that are encoded already."""
     outside = msgspec.json.encode(envelope([], stale=stale, as_of=as_of) | {"count": len(items)})
     before, _, after = outside.partition(b"[]")
-    return b"".join((before, b"[", b",".join(items), b"]", after))
-
-
-def shown(stream: streams.Stream, media_urls: MediaURLs) -> dict[str, Any]:
-    """A stream as lists show it, with its playback URLs in every status."""
-    made = msgspec.structs.asdict(stream)
-    for name in SHOWN_ALONE:
-        del made[name]
-    made["urls"] = urls.playback(media_urls, stream.path)
-    return made
+    return b"".join((before, b"[", b",".join(items.values()), b"]", after))
 
 
 def envelope(items: list[dict[str, Any]], *, stale: bool, as_of: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ epoll, with a deadline, and costs nobody else anything.
 import logging
 import re
 import select
+import selectors
 import socket
 import threading
 import time
@@ -80,7 +81,6 @@ class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn ships no type
         self.is_whole = False  # the request that is answered
         self.was_told = False  # to go ahead with its body
         self.is_over = False  # for gunicorn
-        self.is_slow = False  # in taking its answer
         self.is_lingering = False
         self.keep = False
 
@@ -240,7 +240,7 @@ def _has_last_chunk(received: bytes, begin: int) -> bool | None:
     return None
 
 
-class Worker(gthread.ThreadWorker):  # type: ignore[misc]
+class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's ThreadWorker with the threads above. Linux alone has epoll; elsewhere gthread serves as it is."""
 
     alive: bool
@@ -263,7 +263,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         for fd, (listener, _) in self.listeners.items():
             listener.setblocking(False)
             self.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        self.poller.register(self.method_queue.fileno(), 1, self.method_queue.run_callbacks)
+        self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         for number in range(self.cfg.threads):
             threading.Thread(target=self._serve, name=f"serve-{number}", daemon=True).start()
 
@@ -411,6 +411,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
                 return
             conn.begin(whole)
             conn.keep = self.handle(conn)
+            conn.deadline = time.monotonic() + _ANSWER_SECONDS
             if not self._send(conn):
                 return
         self._wait_for(conn, select.EPOLLOUT)  # which comes at once, behind the others
@@ -418,12 +419,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def _send(self, conn: Connection) -> bool:
         """What is due. True when it has gone, and something has come meanwhile."""
         if not conn.flush():
-            if not conn.is_slow:
-                conn.is_slow = True
-                conn.deadline = time.monotonic() + _ANSWER_SECONDS
             self._wait_for(conn, select.EPOLLOUT)
             return False
-        conn.is_slow = False
         if conn.parser is not None:
             conn.received = conn.parser.unreader.take_buffered() + conn.received
         if conn.keep:

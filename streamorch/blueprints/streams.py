@@ -7,7 +7,7 @@ import flask
 import msgspec
 from werkzeug.http import parse_etags
 
-from streamorch import mediamtx
+from streamorch import mediamtx, urls
 from streamorch.blueprints import (
     Service,
     after,
@@ -28,7 +28,7 @@ from streamorch.blueprints import (
     uuid_parameter,
 )
 from streamorch.exchange import Reply, Request
-from streamorch.live import SHOWN_ALONE, envelope, rfc3339, shown
+from streamorch.live import envelope, rfc3339
 from streamorch.problems import Problem
 from streamorch.repositories import streams
 
@@ -37,6 +37,8 @@ bp.before_request(first(require_api_caller))
 
 _JSON = (("Content-Type", "application/json"),)
 _PRIVATE = ("Cache-Control", "private, no-cache")
+# What one stream shows and lists leave out.
+_SHOWN_ALONE = ("remote_address", "bytes", "bitrate", "tracks", "kick")
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -78,7 +80,7 @@ def _history(status: str, filters: dict[str, Any]) -> flask.Response:
     cursor = next_cursor(items[-1].claimed_at, items[-1].id, bound) if more else None
     return answer(
         {
-            "streams": [shown(item, service().settings.media_urls) for item in items],
+            "streams": [_shown(item) for item in items],
             "count": len(items),
             "next_cursor": cursor,
         }
@@ -88,11 +90,7 @@ def _history(status: str, filters: dict[str, Any]) -> flask.Response:
 def _live_filtered(filters: dict[str, Any]) -> flask.Response:
     with service().database.connection() as conn:
         found = streams.live_filtered(conn, filters)
-    reply = answer(
-        envelope(
-            [shown(item, service().settings.media_urls) for item in found], stale=False, as_of=rfc3339(time.time())
-        )
-    )
+    reply = answer(envelope([_shown(item) for item in found], stale=False, as_of=rfc3339(time.time())))
     reply.headers.add(*_PRIVATE)
     return reply
 
@@ -142,5 +140,14 @@ def stop(stream_id: str) -> flask.Response:
 def _one(stream: streams.Stream | None) -> flask.Response:
     if stream is None:
         raise Problem("not-found", "no such stream")
-    alone = {name: getattr(stream, name) for name in SHOWN_ALONE}
-    return answer(shown(stream, service().settings.media_urls) | alone | {"tracks": mediamtx.tracks(stream.tracks)})
+    alone = {name: getattr(stream, name) for name in _SHOWN_ALONE}
+    return answer(_shown(stream) | alone | {"tracks": mediamtx.tracks(stream.tracks)})
+
+
+def _shown(stream: streams.Stream) -> dict[str, Any]:
+    """A stream as lists show it, with its playback URLs in every status."""
+    made = msgspec.structs.asdict(stream)
+    for name in _SHOWN_ALONE:
+        del made[name]
+    made["urls"] = urls.playback(service().settings.media_urls, stream.path)
+    return made

@@ -185,7 +185,7 @@ _LIVE_MARKS = (
     + ") FROM live_list AS l"
 )
 _LIVE_ITEMS = (
-    "/* streams.live_items */ SELECT"  # noqa: S608
+    "/* streams.live_items */ SELECT"  # noqa: S608  # the same
     + _MARK
     + ", s.path, (SELECT row_to_json(shown)::text FROM (SELECT"
     + _LISTED
