@@ -27,6 +27,7 @@ from streamorch import keys
 from streamorch.app import create_app
 from streamorch.repositories import Connection, Database, migrate
 from streamorch.settings import Settings
+from tests.fake_mediamtx import FakeMediaMTX
 
 API_SECRET = "test-api-secret"
 NO_MEDIA_SERVER = "http://127.0.0.1:9"  # the port of discard: refused at once
@@ -140,6 +141,13 @@ def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., f
         app.extensions["streamorch"].kicker.close()
         app.extensions["streamorch"].database.close()
     root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeMediaMTX]:
+    """A media server in this process, of the newest version."""
+    with FakeMediaMTX() as server:
+        yield server
 
 
 @pytest.fixture(params=["fast", "flask"])

@@ -76,12 +76,6 @@ def number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version[1:].split("."))
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeMediaMTX]:
-    with FakeMediaMTX() as server:
-        yield server
-
-
 @pytest.fixture(params=VERSIONS)
 def any_version(request: pytest.FixtureRequest) -> Iterator[FakeMediaMTX]:
     with FakeMediaMTX(request.param) as server:

@@ -22,12 +22,6 @@ KINDS = [("v1.20.1", protocol) for protocol in ("rtmp", "rtsp", "srt", "webrtc",
 each_kind = pytest.mark.parametrize(("version", "protocol"), KINDS)
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeMediaMTX]:
-    with FakeMediaMTX() as server:
-        yield server
-
-
 def client(fake: FakeMediaMTX) -> ControlAPI:
     return ControlAPI(fake.url, user="streamorch", password="secret")
 

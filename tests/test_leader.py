@@ -36,12 +36,6 @@ reconciler.stop()
 """
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeMediaMTX]:
-    with FakeMediaMTX() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def forget_leader(conn) -> Iterator[None]:
     """Nobody leads, before and after."""

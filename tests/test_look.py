@@ -3,7 +3,7 @@
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -23,12 +23,6 @@ KINDS = [("v1.20.1", protocol) for protocol in ("rtmp", "rtsp", "srt", "webrtc",
     ("v1.12.3", "rtsp"),
 ]
 each_kind = pytest.mark.parametrize(("version", "protocol"), KINDS)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeMediaMTX]:
-    with FakeMediaMTX() as server:
-        yield server
 
 
 def client(fake: FakeMediaMTX) -> ControlAPI:

@@ -64,3 +64,11 @@ def debugging(make_app: Callable[..., flask.Flask]) -> flask.Flask:
 def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """The lines of the log since the last look; the application must have been made after capsys."""
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+class WithAMediaServer:
+    """For classes of tests whose application has a media server, `fake`."""
+
+    @pytest.fixture
+    def app(self, make_app, fake):
+        return make_app(MEDIAMTX_API_URL=fake.url)

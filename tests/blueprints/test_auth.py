@@ -11,7 +11,7 @@ import werkzeug.serving
 
 from streamorch import keys, signing
 from streamorch.repositories import stream_keys
-from tests.blueprints import FUTURE, PAST, debugging, fields, logged, only, problem, rows, text_of
+from tests.blueprints import FUTURE, PAST, WithAMediaServer, debugging, fields, logged, only, problem, rows, text_of
 from tests.conftest import API_SECRET, MediaServer
 from tests.fake_mediamtx import FakeMediaMTX
 
@@ -677,17 +677,8 @@ class TestFromMemory:
         problem(media_server.ask("any-key", action=action), "unauthorized", 401)
 
 
-class TestALook:
+class TestALook(WithAMediaServer):
     """Another stream of the key is in the way: is it alive? Asked of the media server while it waits for us."""
-
-    @pytest.fixture
-    def fake(self):
-        with FakeMediaMTX() as server:
-            yield server
-
-    @pytest.fixture
-    def app(self, make_app, fake):
-        return make_app(MEDIAMTX_API_URL=fake.url)
 
     @pytest.fixture(autouse=True)
     def was_seen(self, conn):

@@ -8,8 +8,7 @@ import uuid
 
 import pytest
 
-from tests.blueprints import PAST, TIME, fields, only, problem, rows
-from tests.fake_mediamtx import FakeMediaMTX
+from tests.blueprints import PAST, TIME, WithAMediaServer, fields, only, problem, rows
 from tests.test_leader import until
 
 MEMBERS = {"id", "display_name", "metadata", "disabled", "created_at", "updated_at"}
@@ -351,17 +350,8 @@ def test_a_deleted_broadcaster_gets_no_new_key(api, make_broadcaster):
     assert fields(api.post("/stream-keys", json={"broadcaster_id": str(broadcaster)})) == {"broadcaster_id"}
 
 
-class TestWithAMediaServer:
+class TestWithAMediaServer(WithAMediaServer):
     """What becomes of those who publish for a broadcaster."""
-
-    @pytest.fixture
-    def fake(self):
-        with FakeMediaMTX() as server:
-            yield server
-
-    @pytest.fixture
-    def app(self, make_app, fake):
-        return make_app(MEDIAMTX_API_URL=fake.url)
 
     @pytest.mark.parametrize("way", ["disabled", "deleted"])
     def test_all_that_it_publishes_is_closed(self, way, api, fake, make_broadcaster, make_key, media_server, conn):

@@ -29,12 +29,6 @@ MEMBERS = {
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeMediaMTX]:
-    with FakeMediaMTX() as server:
-        yield server
-
-
-@pytest.fixture
 def app(make_app: Callable[..., flask.Flask], fake: FakeMediaMTX) -> flask.Flask:
     return make_app(MEDIAMTX_API_URL=fake.url)
 

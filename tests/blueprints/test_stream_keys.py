@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from streamorch import keys
-from tests.blueprints import FUTURE, PAST, TIME, debugging, fields, only, problem, rows, text_of
+from tests.blueprints import FUTURE, PAST, TIME, WithAMediaServer, debugging, fields, only, problem, rows, text_of
 from tests.conftest import Api, MediaServer
-from tests.fake_mediamtx import FakeMediaMTX
 from tests.test_leader import until
 
 PATH = "live/cam7"
@@ -601,17 +600,8 @@ TAKEN_AWAY = {
 }
 
 
-class TestWithAMediaServer:
+class TestWithAMediaServer(WithAMediaServer):
     """What a change of a key does to who publishes with it."""
-
-    @pytest.fixture
-    def fake(self):
-        with FakeMediaMTX() as server:
-            yield server
-
-    @pytest.fixture
-    def app(self, make_app, fake):
-        return make_app(MEDIAMTX_API_URL=fake.url)
 
     @pytest.fixture
     def publish(self, media_server, fake):

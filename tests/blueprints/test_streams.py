@@ -18,9 +18,9 @@ from streamorch import blueprints
 from streamorch.problems import Problem
 from streamorch.reconciler import Reconciler
 from streamorch.repositories import connect
-from tests.blueprints import FUTURE, NOW, PAST, TIME, fields, only, problem, rows, text_of
+from tests.blueprints import FUTURE, NOW, PAST, TIME, WithAMediaServer, fields, only, problem, rows, text_of
 from tests.conftest import Api, MediaServer
-from tests.fake_mediamtx import FakeMediaMTX, recording
+from tests.fake_mediamtx import recording
 from tests.test_leader import until
 
 PATH = "live/cam7"
@@ -978,17 +978,8 @@ def test_no_list_holds_a_key(api, media_server, make_key, conn):
     assert key.value not in dump
 
 
-class TestWithAMediaServer:
+class TestWithAMediaServer(WithAMediaServer):
     """What is known of a stream from the media server, and what stopping it does there."""
-
-    @pytest.fixture
-    def fake(self):
-        with FakeMediaMTX() as server:
-            yield server
-
-    @pytest.fixture
-    def app(self, make_app, fake):
-        return make_app(MEDIAMTX_API_URL=fake.url)
 
     @pytest.fixture
     def publisher(self, fake, media_server, make_key):

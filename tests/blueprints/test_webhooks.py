@@ -9,9 +9,8 @@ import psycopg
 import pytest
 
 from streamorch import keys
-from tests.blueprints import PAST, logged, only, problem, rows
+from tests.blueprints import PAST, WithAMediaServer, logged, only, problem, rows
 from tests.conftest import MediaServer
-from tests.fake_mediamtx import FakeMediaMTX
 from tests.test_leader import until
 
 PATH = "live/cam7"
@@ -462,17 +461,8 @@ def test_ready_of_a_live_stream_is_204_even_when_its_key_is_gone(column, media_s
     assert_done(media_server.ready(connection_id))
 
 
-class TestWithAMediaServer:
+class TestWithAMediaServer(WithAMediaServer):
     """What a hook has asked or closed there."""
-
-    @pytest.fixture
-    def fake(self):
-        with FakeMediaMTX() as server:
-            yield server
-
-    @pytest.fixture
-    def app(self, make_app, fake):
-        return make_app(MEDIAMTX_API_URL=fake.url)
 
     @pytest.fixture
     def publisher(self, fake, media_server, make_key):
