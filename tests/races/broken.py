@@ -1,4 +1,4 @@
-"""Ways to break the functions, to see that the races would notice: `python -m tests.races --break NAME`.
+"""Ways to break functions and indexes, to see that the races would notice: `python -m tests.races --break NAME`.
 
 A line is taken out of a function as the database holds it; if it is not there any more, that is an error here.
 """
@@ -6,6 +6,7 @@ A line is taken out of a function as the database holds it; if it is not there a
 from typing import NamedTuple
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import TupleRow
 
 
@@ -18,7 +19,14 @@ class Break(NamedTuple):
     instead: str = ""
 
 
-BREAKS = {
+class Drop(NamedTuple):
+    """An index that is not there, and a kind of race that notices."""
+
+    name: str
+    kind: str
+
+
+BREAKS: dict[str, Break | Drop] = {
     "claim-without-key-lock": Break(
         "claim_v1",
         "        PERFORM 1 FROM stream_keys AS k WHERE k.id = checked.key_id FOR UPDATE;",
@@ -61,12 +69,52 @@ BREAKS = {
         "    PERFORM 1 FROM stream_keys AS k WHERE k.broadcaster_id = p_broadcaster_id ORDER BY k.id FOR UPDATE;",
         "claim-disable-broadcaster",
     ),
+    # A stream is ended when its successor is let in, and not when that one is live.
+    "claim-ends-what-it-replaces": Break(
+        "claim_v1",
+        "    outcome := 'claimed';",
+        "takeover",
+        instead="    UPDATE streams AS s SET ended_at = moment, end_reason = 'superseded', replaced_by = stream_id"
+        " WHERE s.id = checked.replaces; outcome := 'claimed';",
+    ),
+    # Whoever is live on the path ends, whichever connection the hook named.
+    "not-ready-ends-by-path": Break(
+        "not_ready_v1",
+        "    target := stream_of_connection_v1(p_node, p_source_id);",
+        "ready-new-not-ready-old",
+        instead="    SELECT s.* INTO target FROM streams AS s WHERE s.node = p_node AND s.path = p_path"
+        " AND s.ended_at IS NULL AND s.started_at IS NOT NULL;",
+    ),
+    "abandon-without-look": Break(
+        "abandon_claim_v1",
+        "    WHERE s.id = p_stream_id AND s.ended_at IS NULL AND s.started_at IS NULL;",
+        "ready-abandon",
+        instead="    WHERE s.id = p_stream_id AND s.ended_at IS NULL;",
+    ),
+    "reopen-without-path-lock": Break(
+        "reopen_v1",
+        "    IF NOT FOUND OR NOT"
+        " pg_try_advisory_xact_lock(hashtextextended('streamorch.path:' || target.path, 0)) THEN",
+        "reopen-claim",
+        instead="    IF NOT FOUND THEN",
+    ),
+    "reopen-without-key-lock": Break(
+        "reopen_v1",
+        "    PERFORM 1 FROM stream_keys AS k WHERE k.id = target.stream_key_id FOR UPDATE SKIP LOCKED;",
+        "reopen-revoke",
+        instead="    PERFORM 1 FROM stream_keys AS k WHERE k.id = target.stream_key_id;",
+    ),
+    "no-index-by-key": Drop("streams_one_pending_one_active_per_key", "insert-one-key"),
+    "no-index-by-path": Drop("streams_one_pending_one_active_per_path", "insert-one-path"),
 }
 
 
-def break_function(conn: psycopg.Connection[TupleRow], name: str) -> None:
-    """Put the broken function in the place of the right one, in this database."""
+def break_schema(conn: psycopg.Connection[TupleRow], name: str) -> None:
+    """Put the broken function in the place of the right one, or drop the index, in this database."""
     broken = BREAKS[name]
+    if isinstance(broken, Drop):
+        conn.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(broken.name)))
+        return
     found = conn.execute("SELECT pg_get_functiondef(%s::regproc)", [broken.function]).fetchone()
     lines = str(found and found[0]).split("\n")
     if lines.count(broken.line) != 1:

@@ -1,9 +1,14 @@
 """The kinds of races, and what each must come to."""
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import LiteralString
 
-from streamorch.repositories import Connection, broadcasters, stream_keys, streams
-from tests.races.rounds import NODE, Kind, Place, Role, Round, Seed
+import psycopg
+
+from streamorch.repositories import Connection, broadcasters, only, reconciliation, stream_keys, streams
+from streamorch.repositories.reconciliation import Publishers
+from tests.races.rounds import EPOCH, Kind, Place, Role, Round, Seed
 
 # What claim_v1 says when only the unique index was left to refuse: the locks should have seen to it before.
 REFUSED_BY_INDEX = "stream-key-in-use, by the index alone"
@@ -23,7 +28,7 @@ def _claim(*refusals: str, key: int = 0, path: int = 0, shared_connection: bool 
         claim = streams.claim(
             conn,
             key_hash=place.key_hash(key),
-            node=NODE,
+            node=place.node,
             path=place.path(path),
             connection_id=place.connection_id("shared" if shared_connection else f"w{place.worker}"),
             protocol="rtmp",
@@ -40,7 +45,7 @@ def _claim(*refusals: str, key: int = 0, path: int = 0, shared_connection: bool 
 def _start(source: str, *others: str, source_type: str = "rtmpConn") -> Role:
     def act(conn: Connection, place: Place) -> str:
         source_id = place.connection_id(source)
-        return streams.start(conn, node=NODE, path=place.path(0), source_type=source_type, source_id=source_id)[0]
+        return streams.start(conn, node=place.node, path=place.path(0), source_type=source_type, source_id=source_id)[0]
 
     return Role(f"ready {source}", act, frozenset(("active", "replay", *others)))
 
@@ -48,7 +53,7 @@ def _start(source: str, *others: str, source_type: str = "rtmpConn") -> Role:
 def _end(source: str, *others: str, source_type: str = "rtmpConn") -> Role:
     def act(conn: Connection, place: Place) -> str:
         source_id = place.connection_id(source)
-        return streams.end(conn, node=NODE, path=place.path(0), source_type=source_type, source_id=source_id)[0]
+        return streams.end(conn, node=place.node, path=place.path(0), source_type=source_type, source_id=source_id)[0]
 
     return Role(f"not-ready {source}", act, frozenset(("ended", "late", *others)))
 
@@ -74,6 +79,80 @@ def _create_and_claim(conn: Connection, place: Place) -> str:
     return _claim(key=2, path=1).act(conn, place) if created == "created" else created
 
 
+_BOTH = "active and superseded, by a tick"
+
+
+def _tick(*live: str, outcomes: tuple[str, ...] = ()) -> Role:
+    """A snapshot of the round's media server: these connections are live on path 0, and nobody else is there.
+
+    Told is what it changed. It waits for nobody, so that 'nothing' is always right.
+    """
+
+    def act(conn: Connection, place: Place) -> str:
+        snapshot_at: datetime = only(conn, "SELECT clock_timestamp()")[0]
+        ids = [place.connection_id(name) for name in live]
+        outcome = reconciliation.reconcile(
+            conn,
+            EPOCH,
+            node=place.node,
+            snapshot_at=snapshot_at,
+            present=ids,
+            known=["rtmp"],
+            live=Publishers(ids, [*ids], [place.path(0)] * len(ids), ["rtmpConn"] * len(ids)),
+            missing_before=[],
+            restarted=False,
+        )
+        if outcome is None:
+            return "not leading"
+        changes = " and ".join(sorted(change.what for change in outcome.changes))
+        return f"{changes}, by a tick" if changes else "nothing"
+
+    return Role(f"tick that sees {', '.join(live) or 'nobody'}", act, frozenset(("nothing", *outcomes)))
+
+
+_INSERT: LiteralString = """
+    INSERT INTO streams (id, stream_key_id, node, path, protocol, auth_id, claimed_at, lease_expires_at)
+    VALUES (gen_random_uuid(), %(key)s, %(node)s, %(path)s, 'rtmp', %(connection)s,
+            clock_timestamp(), clock_timestamp() + interval '20 seconds')
+"""
+
+
+def _insert(*, shared: str) -> Role:
+    """A stream that goes into the table past every function and lock; the workers share a key, or a path."""
+
+    def act(conn: Connection, place: Place) -> str:
+        values = {
+            "key": place.key_id(0 if shared == "key" else place.worker),
+            "node": place.node,
+            "path": place.path(0 if shared == "path" else place.worker),
+            "connection": place.connection_id(f"w{place.worker}"),
+        }
+        try:
+            conn.execute(_INSERT, values)
+        except psycopg.errors.UniqueViolation as refusal:
+            return str(refusal.diag.constraint_name)
+        return "claimed"
+
+    return Role("insert", act, frozenset(("claimed", f"streams_one_pending_one_active_per_{shared}")))
+
+
+def _settle(conn: Connection, place: Place) -> str:
+    return "not leading" if reconciliation.settle(conn, EPOCH) is None else "settled"
+
+
+_SETTLE = Role("settle", _settle, frozenset(("settled",)))
+_REOPEN = Role(
+    "reopen old",
+    lambda conn, place: reconciliation.reopen(
+        conn, EPOCH, place.stream_id("old"), source_type="rtmpConn", source_id=place.connection_id("old")
+    ),
+    frozenset(("reopened", "open", "busy")),
+)
+_ABANDON = Role(
+    "find new gone",
+    lambda conn, place: streams.abandon(conn, place.stream_id("new")),
+    frozenset(("ended", "late")),
+)
 _REVOKE = Role(
     "revoke key 0",
     lambda conn, place: stream_keys.revoke(conn, place.key_id(0)),
@@ -104,6 +183,11 @@ _CREATE_AND_CLAIM = Role(
     _create_and_claim,
     frozenset(("unknown-broadcaster", "conflict", "claimed", "stream-key-revoked")),
     claims_with=2,
+)
+_STOP_NEW = Role(
+    "stop new",
+    lambda conn, place: streams.stop(conn, place.stream_id("new"), hold_seconds=_HOLD_SECONDS),
+    frozenset(("stopped", "already")),
 )
 _DISABLE_BROADCASTER = Role(
     "disable broadcaster",
@@ -238,6 +322,59 @@ def _bound_or_claimed(of: Round) -> Iterator[str]:
         yield from _one_winner(of)
 
 
+def _started_once(of: Round) -> Iterator[str]:
+    """By the hook or by the tick, and in that moment it took over from the old one."""
+    if of.count("active") + of.count(_BOTH) != 1:
+        yield f"{of.count('active')} times active, {of.count(_BOTH)} times {_BOTH}"
+    yield from _states(of, new="active", old="superseded")
+    if of.streams["old"].replaced_by != "new":
+        yield "the old one does not say what replaced it"
+
+
+def _ended_once(of: Round) -> Iterator[str]:
+    ends = of.count("ended") + of.count("disconnected, by a tick")
+    if ends != 1:
+        yield f"ended {ends} times"
+    yield from _states(of, old="disconnected")
+
+
+def _started_or_abandoned(of: Round) -> Iterator[str]:
+    starts, ends = of.count("active"), of.count("ended")
+    if (starts, ends) not in ((1, 0), (0, 1)):
+        yield f"{starts} times active, {ends} times abandoned"
+    yield from _states(of, new="active" if starts else "never_started")
+
+
+def _reopened_or_claimed(of: Round) -> Iterator[str]:
+    """Whoever comes first has the path."""
+    reopened = of.count("reopened")
+    if (reopened, len(of.winners())) not in ((1, 0), (0, 1)):
+        yield f"{reopened} times reopened, {len(of.winners())} winners"
+    yield from _states(of, old="active" if reopened else "disconnected")
+
+
+def _reopened_beside_a_claim(of: Round) -> Iterator[str]:
+    """What is live goes on, and the claim of its own key is to take over from it, whichever came first."""
+    yield from _one_winner(of)
+    reopened = of.count("reopened")
+    yield from _states(of, old="active" if reopened else "disconnected")
+    for stream in of.new_streams():
+        if stream.replaces != ("old" if reopened else ""):
+            yield f"{stream.name} replaces {stream.replaces or 'nothing'}"
+
+
+def _nothing_is_reopened(of: Round) -> Iterator[str]:
+    """The key is taken back: what was opened again before that has ended with it."""
+    if of.count("reopened") > 1 or of.count("revoked") < 1:
+        yield f"{of.count('reopened')} times reopened, {of.count('revoked')} times revoked"
+    yield from _states(of, old="revoked" if of.count("reopened") else "disconnected")
+
+
+def _one_is_in(of: Round) -> Iterator[str]:
+    if len(of.winners()) != 1:
+        yield f"{len(of.winners())} winners"
+
+
 # --- the kinds -----------------------------------------------------------------------------------------------
 
 _RTSP = "rtspSession"
@@ -349,5 +486,78 @@ _KINDS = (
         seeds=[Seed("new", "pending", protocol="rtsp")],
         prize="active",
     ),
+    Kind(
+        "ready-stop",
+        [_start("new", "not-found"), _STOP_NEW],
+        _all_ended("stopped", once="stopped"),
+        seeds=[Seed("new", "pending")],
+        prize="active",
+    ),
+    Kind(
+        "ready-abandon",
+        [_start("new", "not-found"), _ABANDON],
+        _started_or_abandoned,
+        seeds=[Seed("new", "pending")],
+        prize="active",
+    ),
+    Kind(
+        "tick-ready",
+        [_tick("new", outcomes=(_BOTH,)), _start("new")],
+        _started_once,
+        seeds=[Seed("old", "active"), Seed("new", "pending", replaces="old")],
+        prize=_BOTH,
+    ),
+    Kind(
+        "tick-revoke",
+        [_tick("new", outcomes=("active, by a tick",)), _REVOKE],
+        _all_ended("revoked", once="revoked"),
+        seeds=[Seed("new", "pending")],
+        prize="active, by a tick",
+    ),
+    Kind(
+        "tick-not-ready",
+        [_tick(outcomes=("disconnected, by a tick",)), _end("old")],
+        _ended_once,
+        seeds=[Seed("old", "active")],
+        prize="ended",
+    ),
+    Kind(
+        "tick-claim-lapsed",
+        [_tick(outcomes=("never_started, by a tick",)), _claim("stream-key-in-use")],
+        _one_winner_after_lapse,
+        seeds=[Seed("lapsed", "lapsed")],
+    ),
+    Kind(
+        "settle-claim-disable",
+        [_SETTLE, _claim("stream-key-in-use", "stream-key-disabled"), _DISABLE_KEY],
+        _all_ended("disabled"),
+        seeds=[Seed("old", "active")],
+    ),
+    Kind(
+        "reopen-claim",
+        [
+            _REOPEN._replace(outcomes=_REOPEN.outcomes | {"path-in-use"}),
+            _claim("stream-key-in-use", "path-in-use", key=1),
+        ],
+        _reopened_or_claimed,
+        key_count=2,
+        seeds=[Seed("old", "disconnected")],
+    ),
+    Kind(
+        "reopen-claim-one-key",
+        [_REOPEN, _claim("stream-key-in-use")],
+        _reopened_beside_a_claim,
+        seeds=[Seed("old", "disconnected")],
+    ),
+    Kind(
+        "reopen-revoke",
+        [_REOPEN._replace(outcomes=_REOPEN.outcomes | {"revoked"}), _REVOKE],
+        _nothing_is_reopened,
+        seeds=[Seed("old", "disconnected")],
+        prize="reopened",
+    ),
+    # What is behind the locks: the indexes alone.
+    Kind("insert-one-key", [_insert(shared="key")], _one_is_in, key_count=8),
+    Kind("insert-one-path", [_insert(shared="path")], _one_is_in, key_count=8),
 )
 KINDS = {kind.name: kind for kind in _KINDS}

@@ -12,8 +12,10 @@ from psycopg.rows import TupleRow
 from streamorch import keys
 from streamorch.repositories import Connection
 
-NODE = "default"
+# Of the leader in whose name the workers tick: the first that a database has.
+EPOCH = 1
 _KEYS_PER_ROUND = 16
+_LEAD_SECONDS = 4 * 3600.0
 
 
 class Place(NamedTuple):
@@ -21,6 +23,11 @@ class Place(NamedTuple):
 
     round_number: int
     worker: int
+
+    @property
+    def node(self) -> str:
+        """A media server of the round's own: a tick judges all of one."""
+        return f"node{self.round_number}"
 
     def key_id(self, key: int) -> UUID:
         return UUID(int=self.round_number * _KEYS_PER_ROUND + key)
@@ -44,7 +51,7 @@ class Place(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """A stream that is there before the round; state is 'lapsed', 'pending' or 'active'."""
+    """A stream that is there before the round; state is 'lapsed', 'pending', 'active' or 'disconnected'."""
 
     name: str
     state: str
@@ -144,16 +151,19 @@ _COPY_KEYS: LiteralString = "COPY stream_keys (id, broadcaster_id, key_hash, hin
 # Through a table without times, since only the database's clock counts.
 _MAKE_SEEDS: LiteralString = """
     CREATE TEMPORARY TABLE seeds (
-        id uuid, stream_key_id uuid, path text, protocol text, auth_id text, state text, replaces uuid)
+        id uuid, stream_key_id uuid, node text, path text, protocol text, auth_id text, state text, replaces uuid)
 """
-_COPY_SEEDS: LiteralString = "COPY seeds (id, stream_key_id, path, protocol, auth_id, state, replaces) FROM STDIN"
+_COPY_SEEDS: LiteralString = "COPY seeds (id, stream_key_id, node, path, protocol, auth_id, state, replaces) FROM STDIN"
 _INSERT_SEEDS: LiteralString = """
     INSERT INTO streams (id, stream_key_id, node, path, protocol, auth_id, source_id, claimed_at, lease_expires_at,
-                         started_at, replaces)
-    SELECT id, stream_key_id, %(node)s, path, protocol, auth_id, CASE WHEN state = 'active' THEN auth_id END,
+                         started_at, ended_at, end_reason, replaces)
+    SELECT id, stream_key_id, node, path, protocol, auth_id,
+           CASE WHEN state IN ('active', 'disconnected') THEN auth_id END,
            clock_timestamp() - interval '30 seconds',
            clock_timestamp() + CASE state WHEN 'pending' THEN interval '1 hour' ELSE interval '-10 seconds' END,
-           CASE WHEN state = 'active' THEN clock_timestamp() - interval '28 seconds' END,
+           CASE WHEN state IN ('active', 'disconnected') THEN clock_timestamp() - interval '28 seconds' END,
+           CASE WHEN state = 'disconnected' THEN clock_timestamp() - interval '5 seconds' END,
+           CASE WHEN state = 'disconnected' THEN state END,
            replaces
     FROM seeds
     ORDER BY state  -- the active ones first: others refer to them
@@ -161,7 +171,9 @@ _INSERT_SEEDS: LiteralString = """
 
 
 def prepare(conn: psycopg.Connection[TupleRow], kind: Kind, rounds: int) -> None:
-    """Store the keys and streams that `rounds` rounds of this kind start from."""
+    """Store the keys and streams that `rounds` rounds of this kind start from; the workers lead."""
+    if conn.execute("SELECT epoch FROM lead_v1('races', %s, true)", [_LEAD_SECONDS]).fetchone() != (EPOCH,):
+        raise psycopg.InternalError("this database had a leader before")
     places = [Place(number, 0) for number in range(rounds)]
     with conn.transaction(), conn.cursor() as cursor:
         with cursor.copy(_COPY_BROADCASTERS) as copy:
@@ -179,6 +191,7 @@ def prepare(conn: psycopg.Connection[TupleRow], kind: Kind, rounds: int) -> None
                         (
                             place.stream_id(seed.name),
                             place.key_id(seed.key),
+                            place.node,
                             place.path(seed.path),
                             seed.protocol,
                             place.connection_id(seed.name),
@@ -186,7 +199,7 @@ def prepare(conn: psycopg.Connection[TupleRow], kind: Kind, rounds: int) -> None
                             place.stream_id(seed.replaces) if seed.replaces else None,
                         )
                     )
-        cursor.execute(_INSERT_SEEDS, {"node": NODE})
+        cursor.execute(_INSERT_SEEDS)
         cursor.execute("DROP TABLE seeds")
     conn.execute("VACUUM (ANALYZE) broadcasters, stream_keys, streams")
 

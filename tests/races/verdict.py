@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from tests.races.broken import break_function
+from tests.races.broken import break_schema
 from tests.races.crew import Crew
 from tests.races.kinds import KINDS
 from tests.races.rounds import complaints, prepare, read
@@ -40,7 +40,7 @@ def hold(
     began = time.monotonic()
     with psycopg.connect(database_url, autocommit=True) as conn:
         if broken:
-            break_function(conn, broken)
+            break_schema(conn, broken)
         _set_up(conn, patient)
         prepare(conn, kind, rounds)
         told = crew.race(kind_name, database_url, rounds)
@@ -58,18 +58,15 @@ def hold(
 
 
 _WAIT_LONGER: LiteralString = """
-    DO $$
+    DO $do$
     DECLARE
         impatient regprocedure;
     BEGIN
-        FOR impatient IN
-            SELECT p.oid FROM pg_proc AS p
-            WHERE EXISTS (SELECT 1 FROM unnest(p.proconfig) AS setting WHERE setting LIKE 'lock_timeout=%')
-        LOOP
-            EXECUTE format('ALTER FUNCTION %s SET lock_timeout = %L', impatient, '5s');
+        FOR impatient IN SELECT p.oid FROM pg_proc AS p WHERE p.proname LIKE '%_v1' AND p.prokind = 'f' LOOP
+            EXECUTE replace(pg_get_functiondef(impatient), $$'300ms'$$, $$'5s'$$);
         END LOOP;
     END
-    $$
+    $do$
 """
 
 
