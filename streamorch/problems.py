@@ -204,5 +204,6 @@ def _of_database(error: psycopg.OperationalError, request: Request) -> Reply:
     """The database is away, too slow, or a lock was not to be had: 503, never a 2xx for work not done."""
     # An outage (no SQLSTATE, 57P01 and the like) is told once by the pool, not once for each caller.
     if error.sqlstate and not error.sqlstate.startswith(("57P", "08")):
-        log.warning("the database refused", extra={"sqlstate": error.sqlstate, "reason": error.diag.message_primary})
+        reason = error.diag.message_primary or str(error)
+        log.warning("the database refused", extra={"sqlstate": error.sqlstate, "reason": reason})
     return _of_problem(Problem("database-unavailable"), request)

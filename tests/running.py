@@ -28,9 +28,10 @@ def free_port() -> int:
 class Service:
     """One instance; the settings given go beside those that it needs. `start` and `stop` may take turns."""
 
-    def __init__(self, folder: Path, **settings: str):
+    def __init__(self, folder: Path, data: Path | None = None, /, **settings: str):
+        """`data`: the folder of its database, where that is not to be in `folder`."""
         self.folder = folder
-        self.server: PostgresServer = get_server(folder / "data", cleanup_mode="stop")
+        self.server: PostgresServer = get_server(data or folder / "data", cleanup_mode="stop")
         self.database_url = self.server.get_uri()
         migrate.apply(self.database_url)
         self.log = folder / "log"

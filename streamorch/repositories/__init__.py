@@ -44,6 +44,12 @@ class Unavailable(psycopg.OperationalError):
     """The database did not answer in time, or is not asked because it did not a moment ago."""
 
 
+class ReadOnly(psycopg.OperationalError):
+    """The server at the other end may only be read: a standby, or one that an operator has locked."""
+
+    sqlstate = "25006"
+
+
 class Connection(psycopg.Connection[TupleRow]):
     """A connection on which no statement lasts longer than 0.8 s of the client's clock.
 
@@ -60,6 +66,14 @@ class Connection(psycopg.Connection[TupleRow]):
             # Closed here and now, so that nobody waits again for a ROLLBACK.
             self.pgconn.finish()
             raise Unavailable("no answer within the deadline of a statement") from error
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            # After a failover the server that was the primary may still answer: the next connection may reach the new
+            # one, this one never will. (psycopg calls it an InternalError, a fault of the program.)
+            self.pgconn.finish()
+            raise ReadOnly("the server may only be read") from error
+        except (psycopg.errors.TransactionTimeout, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+            # Limits that an operator has set; they end the session, and are called InternalError, too.
+            raise psycopg.OperationalError("the server ended the session") from error
 
 
 class PatientConnection(Connection):
