@@ -8,11 +8,14 @@ A connection has a thread only while its request is answered. Who is silent, sen
 epoll, with a deadline, and costs nobody else anything.
 """
 
+import ctypes
 import logging
+import os
 import re
 import select
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterable
@@ -32,7 +35,8 @@ _ANSWER_SECONDS = 30.0
 # A client that was refused in the middle of its request may read the answer before the connection is reset.
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 1024 * 1024
-# How long a connection may still bring a request when the worker stops.
+# How long connections that are under way may still arrive when the service stops, and bring a request.
+_LAST_CONNECTION_SECONDS = 0.1
 _LAST_REQUEST_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _READ_BYTES = MAX_BODY_BYTES + 8 * 1024
@@ -240,6 +244,43 @@ def _has_last_chunk(received: bytes, begin: int) -> bool | None:
     return None
 
 
+def _has_open(pid: int, listener: socket.socket) -> bool:
+    """Has that process this socket open? True when that cannot be seen."""
+    mine = os.fstat(listener.fileno()).st_ino
+    try:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            try:
+                if entry.stat().st_ino == mine:
+                    return True
+            except FileNotFoundError:
+                pass
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+# Drops what begins a connection (SYN without ACK) and nothing else: a classic BPF program of four-part instructions.
+_NO_SYN = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+_SO_ATTACH_FILTER = 26
+
+
+def _turn_away_newcomers(listener: socket.socket) -> None:
+    """Nobody connects any more; whoever is about to be connected is. They try again, and are refused at the end."""
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
+    wanted = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+    if listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, wanted)
+
+
+def _has_connections(listener: socket.socket) -> bool:
+    """Does somebody wait to be accepted?"""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's ThreadWorker with the threads above. Linux alone has epoll; elsewhere gthread serves as it is."""
 
@@ -275,6 +316,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
         self._stop()
 
     def _stop(self) -> None:
+        self._take_who_has_connected()
         # New callers go to another worker, or are refused: one who connects to a listener that nobody serves hangs.
         for fd in list(self.listeners):
             self.epoll.unregister(fd)  # closing is not enough: the master has the listener open, too
@@ -287,6 +329,26 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
             self.notify()
             time.sleep(0.02)
             self._let_go_of(self._late())
+
+    def _take_who_has_connected(self) -> None:
+        """Until no connection waits to be accepted that nobody else would accept.
+
+        The kernel connects before we accept, and resets whoever waits when the last process closes the listener. That
+        is the master while workers are replaced; it is one of us when the service stops, or the master was killed.
+        """
+        listeners = [listener for listener, _ in self.listeners.values()]
+        begun = time.monotonic()
+        shut: set[socket.socket] = set()
+        # A moment, too, for a master that was told to stop after us.
+        while time.monotonic() < begun + _LAST_CONNECTION_SECONDS or any(map(_has_connections, shut)):
+            for listener in listeners:
+                if listener not in shut and not _has_open(self.ppid, listener):
+                    shut.add(listener)
+                    _turn_away_newcomers(listener)
+            self.notify()
+            time.sleep(0.01)
+            if time.monotonic() > begun + 0.5 * self.cfg.graceful_timeout:
+                break
 
     def _late(self) -> list[Connection]:
         now = time.monotonic()
@@ -343,7 +405,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
     # --- one thread of several ---
 
     def _serve(self) -> None:
-        while self.alive or self.connections:
+        while self.alive or self.listeners or self.connections:
             try:
                 for fd, _ in self.epoll.poll(_SWEEP_SECONDS, 1):
                     if fd in self.listeners:
