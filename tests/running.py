@@ -28,6 +28,9 @@ def free_port() -> int:
 class Service:
     """One instance; the settings given go beside those that it needs. `start` and `stop` may take turns."""
 
+    command: tuple[str, ...] = (sys.executable, "-m", "streamorch", "serve")
+    sign_of_life = "/readyz"
+
     def __init__(self, folder: Path, data: Path | None = None, /, **settings: str):
         """`data`: the folder of its database, where that is not to be in `folder`."""
         self.folder = folder
@@ -53,7 +56,7 @@ class Service:
         """Returns when it answers."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamorch", "serve"],
+                self.command,
                 cwd=ROOT,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
@@ -69,7 +72,7 @@ class Service:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
-                if requests.get(f"{self.url}/readyz", timeout=1).status_code == 200:
+                if requests.get(f"{self.url}{self.sign_of_life}", timeout=1).status_code == 200:
                     return
             except requests.RequestException:
                 pass

@@ -4,6 +4,7 @@ Safe to run under the release before: each file adds, none takes away what that 
 """
 
 import hashlib
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ _FOLDER = next((folder for folder in (_PACKAGE / "sql", _PACKAGE.parent / "sql")
 
 # One holder at a time across all instances of one database; "strmorch" in ASCII.
 _LOCK = 0x7374726D6F726368
+
+# How long to try for tables that others hold, and to let the others go on in between.
+_PATIENCE_SECONDS = 60.0
+_PAUSE_SECONDS = 1.0
 
 
 class SchemaError(Exception):
@@ -39,7 +44,7 @@ def available() -> list[Migration]:
 def apply(database_url: str) -> list[str]:
     """Bring the schema up to this release; returns the names that were newly applied.
 
-    Raises SchemaError, and then nothing was changed; psycopg.OperationalError when the database is away.
+    Raises SchemaError, psycopg.OperationalError when the database is away; what was applied before that stays.
     """
     with psycopg.connect(
         database_url, autocommit=True, connect_timeout=5, application_name="streamorch migrate"
@@ -47,14 +52,32 @@ def apply(database_url: str) -> list[str]:
         conn.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         pending = _pending(conn)
         for migration in pending:
+            _apply(conn, migration)
+        return [migration.name for migration in pending]
+
+
+def _apply(conn: psycopg.Connection[tuple[object, ...]], migration: Migration) -> None:
+    """All of it or nothing. SchemaError when somebody holds what it must change for a minute."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
             with conn.transaction():
+                # Whoever asks for a table that we wait for waits behind us: for less than a claim waits for a lock.
+                conn.execute("SET LOCAL lock_timeout = '100ms'")
                 conn.execute(_LEDGER)
                 conn.execute(migration.text.encode())
                 conn.execute(
                     "INSERT INTO streamorch_migrations (name, checksum) VALUES (%s, %s)",
                     [migration.name, migration.checksum],
                 )
-        return [migration.name for migration in pending]
+            return
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise SchemaError(
+                    f"migration {migration.name} was not applied: another transaction holds a table that it changes"
+                    " (a dump, an open psql); end that, or try again"
+                ) from None
+        time.sleep(_PAUSE_SECONDS)
 
 
 def check(database_url: str) -> None:

@@ -119,6 +119,20 @@ def test_files_of_other_names_are_no_migrations(folder):
     assert [migration.name for migration in migrate.available()] == NAMES
 
 
+def test_a_table_that_somebody_holds_for_long_is_told(folder, database_url, monkeypatch):
+    monkeypatch.setattr(migrate, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(migrate, "_PAUSE_SECONDS", 0.1)
+    name = f"{len(NAMES) + 1:04}_more"
+    (folder / f"{name}.sql").write_text("CREATE TABLE more (id uuid); ALTER TABLE streams ADD COLUMN more integer")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT 1 FROM streams")
+        with pytest.raises(migrate.SchemaError, match=f"{name} was not applied: another transaction holds a table"):
+            migrate.apply(database_url)
+        assert not read(database_url, "SELECT 1 FROM pg_class WHERE relname = 'more'")
+        holder.rollback()
+    assert migrate.apply(database_url) == [name]
+
+
 def test_a_file_that_fails_leaves_nothing_of_itself(folder, database_url):
     good = f"{len(NAMES) + 1:04}_good"
     (folder / f"{good}.sql").write_text("CREATE TABLE good (id uuid)")
