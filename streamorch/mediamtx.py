@@ -4,16 +4,23 @@ Differences between versions begin and end in this file. Never call `paths` from
 loop that waits for us (mediamtx.md 2).
 """
 
+import http.client
+import io
+import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
 import requests
+import requests.adapters
 import requests.auth
 import urllib3
+import urllib3.connection
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -48,7 +55,6 @@ _ALL = "?itemsPerPage=1000000"
 _MARK = 2147480047
 # How long a server takes at most to close a path whose entry was changed.
 _ENTRY_SECONDS = 0.2
-_CHUNK = 1 << 16
 
 
 class NoAnswer(Exception):
@@ -286,22 +292,19 @@ class ControlAPI:
 
     def _call(self, method: str, path: str, seconds: float, body: object = None) -> bytes | None:
         """The body of a 2xx; None for a JSON 404 (or the 400 of an id that cannot exist). _NoRoute, NoAnswer."""
-        deadline = time.monotonic() + seconds
         try:
-            with self._session().request(
+            reply = self._session().request(
                 method,
                 self._url + path,
                 data=None if body is None else msgspec.json.encode(body),
                 timeout=seconds,
                 allow_redirects=False,
-                stream=True,
-            ) as reply:
-                content = b"".join(_until(deadline, reply))
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:  # the latter while it is read
+            )
+        except requests.RequestException as error:
             # Without the URL, which may hold a credential.
             raise (Refused("refused") if _is_refused(error) else NoAnswer(type(error).__name__)) from None
         if 200 <= reply.status_code < 300:
-            return content
+            return reply.content
         if reply.status_code in (401, 403):
             raise Unauthorized("the server does not accept our credential")
         is_json = reply.headers.get("Content-Type", "").startswith("application/json")
@@ -318,15 +321,9 @@ class ControlAPI:
             session.auth = self._credential
             # Neither a proxy nor a .netrc of the environment has a say in where our credential goes.
             session.trust_env = False
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, _PromptAdapter())
         return session
-
-
-def _until(deadline: float, reply: requests.Response) -> Iterator[bytes]:
-    """The body; a server that drips it is as good as silent."""
-    while chunk := reply.raw.read1(_CHUNK, decode_content=True):  # what is there, not all of a chunk
-        yield chunk
-        if time.monotonic() > deadline:
-            raise requests.ReadTimeout
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], content: bytes | None) -> T:
@@ -347,3 +344,62 @@ def _is_refused(error: BaseException | None) -> bool:
         error = inner or (reason if isinstance(reason, BaseException) else None) or error.__cause__ or error.__context__
         seen += 1
     return False
+
+
+# --- one deadline for all of an answer --------------------------------------------------------------------
+#
+# A timeout of requests holds for each piece that arrives: a server that drips its answer, or its head alone, would be
+# waited for without end, by POST /auth too.
+
+
+class _UntilDeadline(io.RawIOBase):
+    """What arrives on a socket until its timeout, counted from now, has passed; TimeoutError then."""
+
+    def __init__(self, arriving: io.RawIOBase, sock: socket.socket):
+        self._arriving = arriving
+        self._socket = sock
+        seconds = sock.gettimeout()
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("an answer that takes too long")
+            self._socket.settimeout(left)
+        return self._arriving.readinto(buffer)
+
+    def close(self) -> None:
+        self._arriving.close()
+        super().close()
+
+
+class _PromptResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any):
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock))
+
+
+class _PromptConnection(urllib3.connection.HTTPConnection):
+    response_class = _PromptResponse
+
+
+class _PromptSecureConnection(urllib3.connection.HTTPSConnection):
+    response_class = _PromptResponse
+
+
+class _PromptPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _PromptConnection
+
+
+class _PromptSecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _PromptSecureConnection
+
+
+class _PromptAdapter(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PromptPool, "https": _PromptSecurePool}

@@ -553,7 +553,6 @@ def test_a_server_that_drips_is_as_good_as_silent(fake, name):
     assert not refused(CALLS[name], client(fake), 0.2).is_refused
 
 
-@pytest.mark.xfail(reason="nothing bounds the wait for all of the head")
 @pytest.mark.parametrize("name", ["info", "kick"])
 def test_a_server_that_drips_its_head_is_as_good_as_silent(fake, name):
     fake.drip(0.01, head=True)
