@@ -107,8 +107,8 @@ TABLE: dict[str, Kind] = {
     "database-unavailable": Kind(
         503,
         "Database unavailable",
-        "PostgreSQL did not answer in time; nothing was changed.",
-        "Try again after `Retry-After` seconds.",
+        "PostgreSQL did not answer in time; what was asked may be done all the same.",
+        "Ask the same again after `Retry-After` seconds.",
     ),
 }
 
