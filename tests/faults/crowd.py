@@ -20,7 +20,7 @@ from tests.conftest import API_SECRET
 from tests.running import Service
 
 # How long each fault lasts under load: short in `make test`, as long as one likes for a proof.
-SECONDS = float(os.environ.get("PROOF_SECONDS", "1"))
+SECONDS = float(os.environ.get("PROOF_SECONDS", "0.5"))
 
 BEARER = {"Authorization": f"Bearer {API_SECRET}"}
 PATIENCE = 30.0
