@@ -10,6 +10,7 @@ epoll, with a deadline, and costs nobody else anything.
 
 import ctypes
 import logging
+import mmap
 import os
 import re
 import select
@@ -38,11 +39,16 @@ _LINGER_BYTES = 1024 * 1024
 # How long connections that are under way may still arrive when the service stops, and bring a request.
 _LAST_CONNECTION_SECONDS = 0.1
 _LAST_REQUEST_SECONDS = 0.5
+# So long a thread may take from the system's answer to `accept` to its entry in `connections`.
+_SETTLE_SECONDS = 0.05
 _SWEEP_SECONDS = 1.0
 _READ_BYTES = MAX_BODY_BYTES + 8 * 1024
 # So many requests of one client in a row; then it is the turn of the others.
 _IN_A_ROW = 16
 _PIECES = 256  # the system takes 1024 at once
+
+# When a worker last began to serve, by time.monotonic(): one page that all processes of the master share.
+_BEGAN = mmap.mmap(-1, 8)
 
 _DIGITS = 20
 _CHUNK_HEAD_BYTES = 4096
@@ -295,6 +301,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
         self.epoll = select.epoll()
         self.listeners = {listener.fileno(): (listener, listener.getsockname()) for listener in self.sockets}
         self.connections: set[Connection] = set()
+        self.is_told_to_end = False
         # Who waits for the epoll, longest first. Whoever takes a connection out of here has it for himself.
         self.waiting: dict[int, Connection] = {}
         super().init_process()
@@ -308,6 +315,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
         for number in range(self.cfg.threads):
             threading.Thread(target=self._serve, name=f"serve-{number}", daemon=True).start()
 
+        _BEGAN[:] = struct.pack("d", time.monotonic())
         while self.alive and self.is_parent_alive():
             self.notify()
             self.wait_for_and_dispatch_events(_SWEEP_SECONDS)
@@ -315,13 +323,19 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
         self.alive = False
         self._stop()
 
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """SIGTERM."""
+        self.is_told_to_end = True
+        super().handle_exit(sig, frame)
+
     def _stop(self) -> None:
-        self._take_who_has_connected()
+        now = time.monotonic()
+        self._serve_until_others_do(now)
         # New callers go to another worker, or are refused: one who connects to a listener that nobody serves hangs.
         for fd in list(self.listeners):
             self.epoll.unregister(fd)  # closing is not enough: the master has the listener open, too
             self.listeners.pop(fd)[0].close()
-        now = time.monotonic()
+        time.sleep(_SETTLE_SECONDS)
         for conn in list(self.waiting.values()):
             self._hurry(conn)
         # Less than the master waits before it kills: this process has to end in order, too.
@@ -330,25 +344,30 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
             time.sleep(0.02)
             self._let_go_of(self._late())
 
-    def _take_who_has_connected(self) -> None:
-        """Until no connection waits to be accepted that nobody else would accept.
+    def _serve_until_others_do(self, now: float) -> None:
+        """Accept as long as nobody else would: until a worker that comes in our place serves, or nobody waits any more.
 
-        The kernel connects before we accept, and resets whoever waits when the last process closes the listener. That
-        is the master while workers are replaced; it is one of us when the service stops, or the master was killed.
+        The master ends workers before those in their place have loaded. And the kernel connects before anybody accepts:
+        it resets who waits when the last process closes the listener. That is the master while workers are replaced; it
+        is one of us when the service stops, or the master was killed.
         """
         listeners = [listener for listener, _ in self.listeners.values()]
-        begun = time.monotonic()
         shut: set[socket.socket] = set()
-        # A moment, too, for a master that was told to stop after us.
-        while time.monotonic() < begun + _LAST_CONNECTION_SECONDS or any(map(_has_connections, shut)):
+        while time.monotonic() < now + 0.5 * self.cfg.graceful_timeout:
             for listener in listeners:
                 if listener not in shut and not _has_open(self.ppid, listener):
                     shut.add(listener)
                     _turn_away_newcomers(listener)
             self.notify()
-            time.sleep(0.01)
-            if time.monotonic() > begun + 0.5 * self.cfg.graceful_timeout:
-                break
+            time.sleep(0.02)
+            # A moment in any case: for who is about to be connected, and for a master that is told to stop after us.
+            if time.monotonic() < now + _LAST_CONNECTION_SECONDS:
+                continue
+            if shut:
+                if not any(map(_has_connections, shut)):
+                    return
+            elif not self.is_told_to_end or struct.unpack("d", _BEGAN)[0] > now:
+                return
 
     def _late(self) -> list[Connection]:
         now = time.monotonic()
