@@ -138,6 +138,8 @@ class Crowd:
         self.flaws: list[str] = []
         self.asked: set[str] = set()
         self.done: dict[str, set[str]] = {"claim": set(), "ready": set(), "not-ready": set()}
+        self.right: Counter[str] = Counter()
+        self.kinds = {*self.done, *("stranger", "list", "list", "readyz")[:others]}
         self.over = threading.Event()
         ways = (self._try_a_key_that_is_none, self._watch, self._watch, self._probe)
         clients = [(self._publish, number) for number in range(publishers)]
@@ -148,6 +150,10 @@ class Crowd:
         for thread in self.threads:
             thread.start()
         return self
+
+    def warm_up(self) -> None:
+        """Returns when each kind of question was answered some times."""
+        wait_until(lambda: all(self.right[kind] >= 5 for kind in self.kinds))
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
@@ -210,6 +216,7 @@ class Crowd:
         else:
             answer = self._judged(what, asked_at, status, told, content)
         self.answers.append(answer)
+        self.right[what] += answer.is_right
         self.over.wait(_PAUSE_SECONDS)
         return answer
 
@@ -236,9 +243,18 @@ class Crowd:
         """Who was let in and had no answer."""
         return [answer for answer in self.answers if answer.status == 0 and answer.problem != "refused"]
 
-    def seconds_until_well(self, since: float) -> float:
-        """How long after `since` the last was asked that was not answered as on any other day."""
-        return max((answer.asked_at - since for answer in self.answers if not answer.is_right), default=0.0)
+    def hold_well(self, since: float, *, within: float = 2.0) -> None:
+        """Soon after `since` each kind of question is answered as on any other day, and from then on all are."""
+        later = [answer for answer in self.answers if answer.asked_at >= since]
+        right_at: dict[str, float] = {}
+        for answer in later:
+            if answer.is_right:
+                right_at.setdefault(answer.question, answer.asked_at)
+        assert right_at.keys() == {answer.question for answer in self.answers}, (right_at, later[-3:])
+        well_at = max(right_at.values())
+        print(f"well again {well_at - since:.2f} s after its end")
+        assert well_at - since < within
+        assert_few([answer for answer in later if answer.asked_at >= well_at])
 
     def report(self, name: str, start: float, end: float) -> None:
         """One line for whoever reads along (pytest -s)."""
@@ -246,15 +262,14 @@ class Crowd:
         counts = Counter(f"{a.status}{' stale' if a.is_stale else ''}" for a in self.between(start, end))
         print(
             f"\n{name}: {len(self.answers)} answers, {len(during)} of them in the fault: {dict(counts)},"
-            f" p50 {_part(during, 0.5):.3f} s, p95 {_part(during, 0.95):.3f} s, max {_part(during, 1):.3f} s;"
-            f" well again {self.seconds_until_well(end):+.2f} s after its end"
+            f" p50 {_part(during, 0.5):.3f} s, p95 {_part(during, 0.95):.3f} s, max {_part(during, 1):.3f} s"
         )
 
     def hold(self, *, within: float = DEADLINE_SECONDS, may_be_lost: int = 0) -> None:
         """Every answer as promised and in time, and in the table what was answered: no more, no less, nothing twice."""
         assert self.flaws == []
         assert len(self.lost()) <= may_be_lost, self.lost()
-        late = [answer for answer in self.answers if answer.seconds > within]
+        late = [answer for answer in self.answers if answer.status and answer.seconds > within]
         assert late == []
         with psycopg.connect(self.service.database_url) as conn:
             rows = conn.execute(
@@ -269,6 +284,15 @@ class Crowd:
 
 def _part(sorted_seconds: list[float], part: float) -> float:
     return sorted_seconds[min(len(sorted_seconds) - 1, int(part * len(sorted_seconds)))] if sorted_seconds else 0.0
+
+
+def assert_few(answers: list[Answer], part: float = 0.05) -> None:
+    """Hardly one of these is other than on any other day.
+
+    (On a machine that is busy with other things somebody waits too long for a connection at times.)
+    """
+    wrong = [answer for answer in answers if not answer.is_right]
+    assert len(wrong) <= max(2, part * len(answers)), wrong
 
 
 def p95(answers: list[Answer]) -> float:
