@@ -8,11 +8,11 @@ import re
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 from uuid import uuid4
 
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
 from streamorch import keys
 
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 64 * 1024
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 # RFC 9110: a reply of these has no body and tells no length.
 _WITHOUT_BODY = (204, 304)
+
+
+class BrokenBody(BadRequest):
+    """The body ends early, or its chunks are none."""
 
 
 class Request:
@@ -65,7 +69,7 @@ class Request:
     def body(self) -> bytes:
         """The body as it came, whatever its Content-Type says; read once, then kept.
 
-        RequestEntityTooLarge over 64 KiB, also without a length; ClientDisconnected when it ends early.
+        RequestEntityTooLarge over 64 KiB, also without a length; BrokenBody when it ends early or is malformed.
         """
         if self._body is None:
             self._body = self._read()
@@ -73,10 +77,10 @@ class Request:
 
     def _read(self) -> bytes:
         length = self.environ.get("CONTENT_LENGTH") or ""
-        stream = self.environ["wsgi.input"]
+        stream: IO[bytes] = self.environ["wsgi.input"]
         if self.environ.get("HTTP_TRANSFER_ENCODING") or not length:
             # Chunked, or no body at all; read to the end only where the server marks it.
-            raw: bytes = stream.read(MAX_BODY_BYTES + 1) if self.environ.get("wsgi.input_terminated") else b""
+            raw = _chunks(stream) if self.environ.get("wsgi.input_terminated") else b""
             if len(raw) > MAX_BODY_BYTES:
                 raise RequestEntityTooLarge
             return raw
@@ -84,8 +88,18 @@ class Request:
             raise RequestEntityTooLarge
         raw = stream.read(int(length))
         if len(raw) < int(length):
-            raise ClientDisconnected
+            raise BrokenBody
         return raw
+
+
+def _chunks(stream: IO[bytes]) -> bytes:
+    """A body without a length; of one that is too large a byte more than may be. BrokenBody when it cannot be read."""
+    try:
+        return stream.read(MAX_BODY_BYTES + 1)
+    except HTTPException:
+        raise
+    except Exception as error:  # each server has its own for a malformed chunk, and an OSError for an early end
+        raise BrokenBody from error
 
 
 class Reply(NamedTuple):
@@ -99,8 +113,8 @@ class Reply(NamedTuple):
         """As WSGI has it, with `more` headers."""
         headers = [*self.headers, *more]
         if self.status in _WITHOUT_BODY:
-            start_response(_STATUS_LINES[self.status], headers)
+            start_response(STATUS_LINES[self.status], headers)
             return []
         headers.append(("Content-Length", str(len(self.body))))
-        start_response(_STATUS_LINES[self.status], headers)
+        start_response(STATUS_LINES[self.status], headers)
         return [self.body]

@@ -9,7 +9,7 @@ import psycopg
 from werkzeug.exceptions import HTTPException
 
 from streamorch import keys
-from streamorch.exchange import Reply, Request
+from streamorch.exchange import BrokenBody, Reply, Request
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,8 @@ def reply(error: Exception, request: Request) -> Reply:
     if isinstance(error, psycopg.OperationalError):
         return _of_database(error, request)
     if isinstance(error, psycopg.DataError):
-        # A value that JSON can say and PostgreSQL cannot store (a number of a million digits).
+        # A value that PostgreSQL cannot store, and that nobody here thought of.
+        log.warning("a value was not stored", extra={"sqlstate": error.sqlstate, "path": request.path[:512]})
         return _of_problem(Problem("invalid-request", "a value is outside what can be stored", errors=[]), request)
     log.error("unforeseen", extra={"method": request.method, "path": request.path[:512]}, exc_info=error)
     return _of_problem(Problem("internal-error"), request)
@@ -193,7 +194,8 @@ def _of_http(error: HTTPException, request: Request) -> Reply:
     slug = _SLUG_OF_STATUS.get(error.code or 500)
     if slug is None and (error.code or 500) < 500:
         slug = "invalid-request"
-    made = _of_problem(Problem(slug or "internal-error", errors=[] if slug == "invalid-request" else None), request)
+    wrong = [FieldError("body", "ends early, or is malformed")] if isinstance(error, BrokenBody) else []
+    made = _of_problem(Problem(slug or "internal-error", errors=wrong if slug == "invalid-request" else None), request)
     told = tuple(
         (name, value) for name, value in error.get_headers(request.environ) if name in ("Allow", "Retry-After")
     )

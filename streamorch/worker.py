@@ -22,11 +22,14 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from gunicorn import http
+from gunicorn import http, util
+from gunicorn.http import errors
 from gunicorn.workers import gthread
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from streamorch.exchange import MAX_BODY_BYTES
+from streamorch import logs, problems
+from streamorch.exchange import MAX_BODY_BYTES, STATUS_LINES, Request
+from streamorch.problems import FieldError, Problem
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,40 @@ _CHUNKED = re.compile(
 )
 _ASKS_FIRST = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _GO_AHEAD = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+# What gunicorn's parser refuses: status, and what is wrong with which part of it. In our own words, since the parser's
+# quote what was sent, and that may be a credential.
+_REFUSALS = {
+    errors.LimitRequestLine: (414, "request line", "is too long"),
+    errors.LimitRequestHeaders: (431, "head", "is too large, or has too many headers"),
+    errors.UnsupportedTransferCoding: (501, "Transfer-Encoding", "is not known here"),
+    errors.ExpectationFailed: (417, "Expect", "can only be 100-continue"),
+    errors.InvalidRequestLine: (400, "request line", "is none of HTTP/1.1"),
+    errors.InvalidRequestMethod: (400, "request line", "names no method"),
+    errors.InvalidHTTPVersion: (400, "request line", "names no version of HTTP"),
+    errors.InvalidHeaderName: (400, "head", "has a header with a name that is none"),
+    errors.ObsoleteFolding: (400, "head", "has a header of several lines"),
+    errors.InvalidHeader: (400, "head", "has a header that is none, stands there twice or contradicts another"),
+    errors.InvalidChunkSize: (400, "body", "has a chunk without a size"),
+    errors.InvalidChunkExtension: (400, "body", "has a chunk with an extension that is none"),
+    errors.ChunkMissingTerminator: (400, "body", "has a chunk of another size than it says"),
+}
+_OTHER_VERSION = (505, "request line", "names another version than HTTP/1.0 and HTTP/1.1")
+_TOO_LARGE = (414, 431)
+
+
+def _refusal(error: Exception) -> Problem | None:
+    """The problem of a request that the parser refused with this; None when that is no fault of the client."""
+    if isinstance(error, errors.InvalidHTTPVersion) and isinstance(error.version, tuple):
+        status, part, reason = _OTHER_VERSION
+    elif type(error) in _REFUSALS:  # the very class: what an application does wrong is derived from these
+        status, part, reason = _REFUSALS[type(error)]
+    else:
+        return None
+    slug = "too-large" if status in _TOO_LARGE else "invalid-request"
+    told = [FieldError(part, reason)] if status == 400 else None
+    return Problem(slug, f"the {part} {reason}", status=status, errors=told)
 
 
 class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn ships no types
@@ -416,10 +453,33 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
             conn.is_whole = False
             return False
 
-    def handle_error(self, request: Any, client: Connection, address: Any, error: BaseException) -> None:
-        """A refused client may go on sending, and must be able to read why."""
+    def handle_error(self, request: Any, client: Connection, address: Any, error: Exception) -> None:
+        """A problem, as for every error. A refused client may go on sending, and must be able to read why."""
         client.is_whole = False
-        super().handle_error(request, client, address, error)
+        asked = Request(
+            {
+                "REQUEST_METHOD": getattr(request, "method", ""),
+                "PATH_INFO": getattr(request, "path", ""),
+                "HTTP_X_REQUEST_ID": dict(getattr(request, "headers", ())).get("X-REQUEST-ID", ""),
+            }
+        )
+        logs.REQUEST_ID.set(asked.request_id)
+        refused = _refusal(error)
+        if refused is not None:
+            log.info(
+                "no request of HTTP", extra={"status": refused.status, "reason": refused.detail, "client": address}
+            )
+        reply = problems.reply(refused or error, asked)
+        logs.REQUEST_ID.set(None)
+        head = [
+            f"HTTP/1.1 {STATUS_LINES[reply.status]}",
+            f"Date: {util.http_date()}",
+            *(f"{name}: {value}" for name, value in reply.headers),
+            f"X-Request-ID: {asked.request_id}",
+            f"Content-Length: {len(reply.body)}",
+            "Connection: close",
+        ]
+        client.sendall("\r\n".join([*head, "", ""]).encode() + reply.body)
 
     # --- one thread of several ---
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import flask
 import pytest
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from streamorch import app as application
 from streamorch import keys
-from streamorch.exchange import MAX_BODY_BYTES, Reply, Request
+from streamorch.exchange import MAX_BODY_BYTES, BrokenBody, Reply, Request
 from tests.conftest import API_SECRET
 
 BEARER = {"Authorization": f"Bearer {API_SECRET}"}
@@ -130,7 +130,7 @@ def test_a_body_of_the_whole_length_is_read_and_one_byte_more_is_not():
 
 
 def test_a_body_that_ends_early_is_no_body():
-    with pytest.raises(ClientDisconnected):
+    with pytest.raises(BrokenBody):
         Request(environ_of(b"abc", CONTENT_LENGTH="4")).body()
 
 
