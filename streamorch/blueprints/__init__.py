@@ -7,6 +7,7 @@ import base64
 import binascii
 import datetime
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ Told = TypeVar("Told", bound=msgspec.Struct)
 
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_METADATA_DEPTH = 32
+_SMALL, _LARGE = 1e-40, 1e40  # of numbers with a fraction or an exponent
+
+# Where msgspec says which member is wrong.
+_MEMBER = re.compile(r" - at `\$\.([A-Za-z_]+)|missing required field `([A-Za-z_]+)`")
 
 
 @dataclass(frozen=True)
@@ -148,12 +153,9 @@ def node(request: Request) -> str:
 def identifier(text: str) -> UUID:
     """The UUID in a URL; Problem `invalid-request` when it is malformed."""
     try:
-        found = UUID(text)
+        return _uuid(text)
     except ValueError:
         raise invalid("id", "is no UUID") from None
-    if len(text) != 36:  # UUID() also reads braces, urn: and bare hex
-        raise invalid("id", "is no UUID")
-    return found
 
 
 def invalid(field: str, reason: str) -> Problem:
@@ -185,6 +187,8 @@ def body(kind: type[Body], *, rules: Mapping[str, Callable[[str], str | None]] |
             errors.append(FieldError(field.encode_name, _reason(error)))
             continue
         reason = _unstorable(accepted[field.name])
+        if reason is None and isinstance(accepted[field.name], datetime.datetime):
+            accepted[field.name] = _in_utc(accepted[field.name])
         if reason is None and isinstance(accepted[field.name], str) and field.name in (rules or {}):
             reason = (rules or {})[field.name](accepted[field.name])
         if reason:
@@ -199,7 +203,9 @@ def told(request: Request, decode: Callable[[bytes], Told]) -> Told:
     try:
         return decode(request.body())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem("invalid-request", errors=[FieldError("body", keys.redact(str(error)))]) from None
+        told_of = _MEMBER.search(str(error))
+        field = next(filter(None, told_of.groups())) if told_of else "body"
+        raise Problem("invalid-request", errors=[FieldError(field, _reason(error))]) from None
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
@@ -226,9 +232,9 @@ def given(changes: msgspec.Struct) -> dict[str, Any]:
 def moment(text: str) -> datetime.datetime:
     """An RFC 3339 time with an offset; ValueError otherwise."""
     found = msgspec.convert(text, datetime.datetime)
-    if found.tzinfo is None:
-        raise ValueError("a time needs an offset, like 2026-01-31T12:00:00Z")
-    return found
+    if reason := _unstorable(found):
+        raise ValueError(reason)
+    return _in_utc(found)
 
 
 def parameter(name: str, choices: Iterable[str] | None = None) -> str | None:
@@ -245,7 +251,7 @@ def uuid_parameter(name: str) -> UUID | None:
     """A query parameter that is a UUID, None when absent."""
     value = parameter(name)
     try:
-        return UUID(value) if value else None
+        return _uuid(value) if value else None
     except ValueError:
         raise invalid(name, "is no UUID") from None
 
@@ -281,13 +287,12 @@ def after(filters: dict[str, Any]) -> tuple[str, str] | None:
     try:
         packed = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         time_text, id_text, bound_to = msgspec.json.decode(packed, type=tuple[str, str, str])
-        moment(time_text)
-        UUID(id_text)
+        last = moment(time_text).isoformat(timespec="microseconds").replace("+00:00", "Z"), str(_uuid(id_text))
     except (ValueError, binascii.Error, msgspec.DecodeError, UnicodeEncodeError):
         raise invalid("cursor", "is not one that this API gave") from None
     if bound_to != _fingerprint(filters):
         raise invalid("cursor", "belongs to other filters")
-    return time_text, id_text
+    return last
 
 
 def next_cursor(time_text: str, id_value: UUID, filters: dict[str, Any]) -> str:
@@ -322,10 +327,23 @@ def no_content() -> flask.Response:
     return flask.Response(status=204)
 
 
+def _uuid(text: str) -> UUID:
+    """The UUID in its usual form; ValueError for what UUID() reads besides: braces, urn:, digits of other scripts."""
+    found = UUID(text)
+    if str(found) != text.lower():
+        raise ValueError("is no UUID")
+    return found
+
+
+def _in_utc(moment: datetime.datetime) -> datetime.datetime:
+    """The same moment, by an offset that PostgreSQL knows; OverflowError when it is of no year from 1 to 9999 there."""
+    return moment.astimezone(datetime.UTC)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply"
-    text = str(error)
+    text = str(error).partition(" - at `$.")[0]
     return keys.redact(text[0].lower() + text[1:].replace("`", "'"))  # it may quote what was sent
 
 
@@ -336,7 +354,18 @@ def _unstorable(value: Any, depth: int = 0) -> str | None:
     if isinstance(value, str):
         return "holds a NUL character" if "\x00" in value else None
     if isinstance(value, datetime.datetime):
-        return None if value.tzinfo else "needs an offset, like 2026-01-31T12:00:00Z"
+        if value.tzinfo is None:
+            return "needs an offset, like 2026-01-31T12:00:00Z"
+        try:
+            _in_utc(value)
+        except OverflowError:
+            return "is not of the years 1 to 9999 in UTC"
+        return None
+    if isinstance(value, float):
+        # PostgreSQL writes numbers out: a thousand times 1e308 would come back as 300 kilobytes.
+        return (
+            None if value == 0 or _SMALL <= abs(value) <= _LARGE else f"holds a number beyond {_LARGE:g} or {_SMALL:g}"
+        )
     if isinstance(value, dict):
         if depth == 0 and len(msgspec.json.encode(value)) > _MAX_METADATA_BYTES:
             return f"is larger than {_MAX_METADATA_BYTES // 1024} KiB"

@@ -29,6 +29,9 @@ _LOOK_SECONDS = 2.5
 _LOOKS = 3
 
 
+Word = Annotated[str, msgspec.Meta(max_length=255)]
+
+
 class Question(msgspec.Struct, frozen=True):
     """What MediaMTX sends, v1.9 to v1.20 (mediamtx.md 1.2); what it adds later is ignored."""
 
@@ -38,8 +41,8 @@ class Question(msgspec.Struct, frozen=True):
     token: str = ""
     ip: str = ""
     path: str = ""
-    protocol: str = ""
-    id: Annotated[str, msgspec.Meta(max_length=255)] | None = None
+    protocol: Word = ""
+    id: Word | None = None
     query: str = ""
     userAgent: str = ""  # the name on the wire
 
@@ -81,6 +84,9 @@ def _publish(question: Question, from_node: str, of: Service) -> None:
         _refuse(question, "path-not-allowed", refusal)
     if question.id == "":
         raise Problem("invalid-request", errors=[FieldError("id", "is empty; null means that there is no connection")])
+    for name, text in (("id", question.id or ""), ("protocol", question.protocol), ("ip", question.ip)):
+        if "\x00" in text:
+            raise Problem("invalid-request", errors=[FieldError(name, "holds a NUL")])
     if question.id is not None:
         claim = _claim(
             of,

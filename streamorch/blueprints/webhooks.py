@@ -141,6 +141,7 @@ def _event() -> Event:
         FieldError(name, reason)
         for name, value, reason in (
             ("path", event.path, "is empty, longer than 255 characters or holds a NUL"),
+            ("source_type", event.source_type, "is longer than 255 characters or holds a NUL"),
             ("source_id", event.source_id, "is longer than 255 characters or holds a NUL"),
         )
         if (value == "" and name == "path") or len(value or "") > 255 or "\x00" in (value or "")
