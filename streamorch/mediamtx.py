@@ -87,7 +87,8 @@ class Info(msgspec.Struct, frozen=True):
     def names_rtsp_sessions(self) -> bool:
         """Does auth name RTSP publishers by the id that the lists have (v1.19.3)? Unknown is no."""
         numbers = (self.version or "").removeprefix("v").split("-")[0].split(".")
-        return all(n.isdigit() for n in numbers) and tuple(map(int, numbers)) >= _RTSP_SESSION_IN_AUTH
+        are_known = all(n.isascii() and n.isdigit() and len(n) < 10 for n in numbers)
+        return are_known and tuple(map(int, numbers)) >= _RTSP_SESSION_IN_AUTH
 
 
 class Connection(msgspec.Struct, frozen=True, gc=False):
@@ -154,7 +155,8 @@ def tracks(described: bytes | str | None) -> list[dict[str, Any]]:
         {"codec": track, "properties": {}}
         if isinstance(track, str)
         else {"codec": track.get("codec"), "properties": track.get("codecProps") or {}}
-        for track in found or []
+        for track in (found if isinstance(found, list) else ())
+        if isinstance(track, (str, dict))
     ]
 
 
@@ -186,7 +188,8 @@ class ControlAPI:
 
     def __init__(self, url: str, *, user: str, password: str):
         self._url = url
-        self._credential = requests.auth.HTTPBasicAuth(user, password)
+        # As bytes: of a text, requests takes what is Latin-1 alone.
+        self._credential = requests.auth.HTTPBasicAuth(user.encode(), password.encode())
         self._sessions = threading.local()
 
     def info(self, *, seconds: float) -> Info:
@@ -329,7 +332,7 @@ class ControlAPI:
 def _decoded(decoder: msgspec.json.Decoder[T], content: bytes | None) -> T:
     try:
         return decoder.decode(content or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NoAnswer(f"an answer of another form: {error}") from error
 
 

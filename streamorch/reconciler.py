@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import psycopg
@@ -47,6 +47,7 @@ _KICKS = 100
 _UNKNOWN_KICKS = 5
 _DEAF_SECONDS = 60.0
 _MAX_BYTES = 2**63 - 1
+_MAX_ID = 255
 
 
 @dataclass
@@ -207,6 +208,7 @@ class Reconciler:
             paths=[path.name for path, _ in live],
             types=[path.source_type for path, _ in live],
         )
+        _check(info, connections, publishers)
         self._resume(conn, epoch, publishers)
         strangers = self._set_right(conn, epoch, known, snapshot, started_at, connections, publishers, report)
         self._observe(conn, epoch, sampled_at, live, connections, strangers)
@@ -512,11 +514,23 @@ def _storable(number: int | None) -> int | None:
     return None if number is None else min(number, _MAX_BYTES)
 
 
+def _check(info: Info, connections: dict[str, list[Connection]], publishers: Publishers) -> None:
+    """NoAnswer when the server contradicts itself, or uses words that no MediaMTX uses and no table can hold."""
+    ids = [found.id for items in connections.values() for found in items]
+    ids += publishers.ids
+    words = "\n".join([info.version or "", *ids, *publishers.paths, *publishers.types])
+    if "\x00" in words or words.count("\n") != len(ids) + len(publishers.paths) + len(publishers.types):
+        raise NoAnswer("a name that is none")
+    if max(map(len, ids), default=0) > _MAX_ID or len(set(publishers.ids)) < len(publishers.ids):
+        raise NoAnswer("an id that is none, or of two publishers")
+
+
 def _moment(text: str | None) -> datetime | None:
     """A time of MediaMTX, which has nanoseconds; None when it cannot be read."""
     try:
-        return datetime.fromisoformat(text) if text else None
-    except ValueError:
+        found = datetime.fromisoformat(text or "")
+        return found.astimezone(UTC) if found.tzinfo else None
+    except (ValueError, OverflowError):
         return None
 
 
