@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 import psycopg
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException, SecurityError
 
 from streamorch import keys
 from streamorch.exchange import BrokenBody, Reply, Request
@@ -166,9 +166,12 @@ def reply(error: Exception, request: Request) -> Reply:
         return _of_database(error, request)
     if isinstance(error, psycopg.DataError):
         # A value that PostgreSQL cannot store, and that nobody here thought of.
-        log.warning("a value was not stored", extra={"sqlstate": error.sqlstate, "path": request.path[:512]})
+        log.warning(
+            "a value was not stored", extra={"sqlstate": error.sqlstate, "path": keys.redact(request.path)[:512]}
+        )
         return _of_problem(Problem("invalid-request", "a value is outside what can be stored", errors=[]), request)
-    log.error("unforeseen", extra={"method": request.method, "path": request.path[:512]}, exc_info=error)
+    told = {"method": request.method, "path": keys.redact(request.path)[:512]}
+    log.error("unforeseen", extra=told, exc_info=error)
     return _of_problem(Problem("internal-error"), request)
 
 
@@ -194,8 +197,15 @@ def _of_http(error: HTTPException, request: Request) -> Reply:
     slug = _SLUG_OF_STATUS.get(error.code or 500)
     if slug is None and (error.code or 500) < 500:
         slug = "invalid-request"
-    wrong = [FieldError("body", "ends early, or is malformed")] if isinstance(error, BrokenBody) else []
-    made = _of_problem(Problem(slug or "internal-error", errors=wrong if slug == "invalid-request" else None), request)
+    wrong = (
+        "body"
+        if isinstance(error, BrokenBody)
+        else "Host"
+        if isinstance(error, (BadHost, SecurityError))
+        else "request"
+    )
+    errors = [FieldError(wrong, "is malformed, or ends early")] if slug == "invalid-request" else None
+    made = _of_problem(Problem(slug or "internal-error", errors=errors), request)
     told = tuple(
         (name, value) for name, value in error.get_headers(request.environ) if name in ("Allow", "Retry-After")
     )

@@ -142,7 +142,7 @@ def node(request: Request) -> str:
     """The media server that calls: `?node=` of the callback URL. Problem `unauthorized` when it is not configured."""
     name = request.parameter("node") or NODE
     if name != NODE:
-        log.warning("callback of a node that is not configured", extra={"node": name[:64]})
+        log.warning("callback of a node that is not configured", extra={"node": keys.redact(name)[:64]})
         raise Problem("unauthorized", "this node is not configured")
     return name
 

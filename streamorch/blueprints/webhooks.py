@@ -154,6 +154,6 @@ def _event() -> Event:
 def _facts(event: Event) -> dict[str, object]:
     return {
         "path": keys.redact(event.path),
-        "source_type": event.source_type[:32],
+        "source_type": keys.redact(event.source_type)[:32],
         "source_id": event.source_id,
     }
