@@ -4,6 +4,7 @@ A test that changes the schema asks for `postgresql` or is marked `own_database`
 """
 
 import logging
+import os
 import shutil
 import tempfile
 import uuid
@@ -29,6 +30,11 @@ from streamorch.app import create_app
 from streamorch.repositories import Connection, connect, migrate
 from streamorch.settings import Settings
 from tests.fake_mediamtx import FakeMediaMTX
+
+# HYPOTHESIS_PROFILE=proof tries a hundred times as many examples, others each time.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("proof", max_examples=10_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 API_SECRET = "test-api-secret"
 NO_MEDIA_SERVER = "http://127.0.0.1:9"  # the port of discard: refused at once
