@@ -289,12 +289,22 @@ def test_it_stops_without_a_database(make_reconciler, caplog):
     assert not is_running(reconciler)
 
 
-def test_a_tick_that_goes_wrong_is_told_and_is_not_the_last(make_reconciler, conn, fake, caplog):
+def test_a_tick_that_goes_wrong_is_told_and_is_not_the_last(make_reconciler, conn, caplog, monkeypatch):
+    make_reconciler()
+    ticks(conn)
+    with monkeypatch.context() as broken:
+        broken.setattr("streamorch.reconciler._moment", lambda text: 1 / 0)
+        until(lambda: "a tick of the reconciler failed" in caplog.messages, 2)
+    ticks(conn)
+
+
+def test_a_media_server_that_talks_nonsense_is_as_good_as_silent(make_reconciler, conn, fake, caplog):
     make_reconciler()
     ticks(conn)
     path = {"name": "a\nb", "ready": True, "source": {"type": "rtmpConn", "id": "a\nb"}}
     fake.answer(200, json.dumps({"items": [path]}).encode(), route="/v3/paths/list")
-    until(lambda: "a tick of the reconciler failed" in caplog.messages, 2)
+    until(lambda: only(conn, "SELECT api_state FROM nodes")["api_state"] == "silent", 5)
+    assert "a tick of the reconciler failed" not in caplog.messages
     fake.heal()
     ticks(conn)
 
