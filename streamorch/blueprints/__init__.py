@@ -244,7 +244,7 @@ def parameter(name: str, choices: Iterable[str] | None = None) -> str | None:
         raise invalid(name, "holds a character that cannot be stored")
     if value is not None and choices is not None and value not in (known := tuple(choices)):
         raise invalid(name, f"must be one of {', '.join(known)}")
-    return value
+    return value and keys.redact(value)  # nothing is found by a key, and none reaches the database
 
 
 def uuid_parameter(name: str) -> UUID | None:

@@ -87,6 +87,8 @@ def _publish(question: Question, from_node: str, of: Service) -> None:
     for name, text in (("id", question.id or ""), ("protocol", question.protocol), ("ip", question.ip)):
         if "\x00" in text:
             raise Problem("invalid-request", errors=[FieldError(name, "holds a NUL")])
+    if keys.has_form(question.id or ""):
+        raise Problem("invalid-request", errors=[FieldError("id", "holds a stream key")])
     if question.id is not None:
         claim = _claim(
             of,
@@ -94,9 +96,10 @@ def _publish(question: Question, from_node: str, of: Service) -> None:
             node=from_node,
             path=question.path,
             connection_id=question.id,
-            protocol=question.protocol,
-            remote_address=question.ip[:255],
-            user_agent=question.userAgent.replace("\x00", "")[:512],
+            # Whoever puts a key where none belongs must not find it in the database.
+            protocol=keys.redact(question.protocol),
+            remote_address=keys.redact(question.ip)[:255],
+            user_agent=keys.redact(question.userAgent.replace("\x00", ""))[:512],
             lease_seconds=of.settings.lease_seconds,
         )
     else:
@@ -167,9 +170,9 @@ def _operate(question: Question, settings: Settings) -> None:
 def _facts(question: Question) -> dict[str, object]:
     """What a log line tells of a question: never the credentials or the query."""
     return {
-        "action": question.action[:32],
+        "action": keys.redact(question.action)[:32],
         "path": keys.redact(question.path)[:255],
-        "protocol": question.protocol[:32],
+        "protocol": keys.redact(question.protocol)[:32],
         "connection_id": question.id,
-        "remote_address": question.ip[:255],
+        "remote_address": keys.redact(question.ip)[:255],
     }
