@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 INSTALLS := .ci/install constraints.txt setup.cfg setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench races real format lint types wheel clean
+.PHONY: help run test check bench races real format lint types openapi wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ lint: .venv/installed-dev ## lint alone
 
 types: .venv/installed-dev ## mypy alone
 	@$(VENV) -m mypy
+
+openapi: .venv/installed-run ## write the contract to docs/openapi.json
+	@$(VENV) -m streamorch openapi > docs/openapi.json
 
 wheel: .venv/installed-run ## build a wheel into dist/
 	@rm -rf build

@@ -21,8 +21,8 @@ import flask
 import msgspec
 import psycopg
 
-from streamorch import __version__, keys, local, mediamtx_config, paths, problems, urls
-from streamorch.app import create_app
+from streamorch import __version__, keys, local, mediamtx_config, openapi, paths, problems, urls
+from streamorch.app import create_app, with_routes
 from streamorch.blueprints import Service, moment
 from streamorch.mediamtx import ControlAPI
 from streamorch.reconciler import LostLead, Reconciler
@@ -108,6 +108,12 @@ def show_mediamtx_config(snippet: bool, hooks: str, version: str | None) -> None
         settings = Settings.from_env(unused | _environ_without(*unused))
         made = (mediamtx_config.snippet if snippet else mediamtx_config.config)(settings, hooks=hooks, version=suits)
     click.echo(made, nl=False)
+
+
+@main.command("openapi")
+def show_openapi() -> None:
+    """Print the contract: the HTTP API as an OpenAPI 3.1 document."""
+    click.echo(openapi.text(with_routes()), nl=False)
 
 
 @main.group()

@@ -13,6 +13,7 @@ from streamorch.blueprints import (
     broadcasters,
     health,
     nodes,
+    pages,
     require_api_caller,
     require_media_server,
     stream_keys,
@@ -32,14 +33,21 @@ _ASK = Fast(require_media_server, auth.answer)
 FAST = {"POST /auth": _ASK, "POST /auth?": _ASK, "GET /streams": Fast(require_api_caller, streams.live)}
 
 
-def create_app(settings: Settings) -> flask.Flask:
-    """The WSGI application, its pool opening in the background. Call it after the fork, in the process that serves."""
-    logs.configure(settings.log_level)
+def with_routes() -> flask.Flask:
+    """The rooms of the API and no service behind them: enough to describe it."""
     app = flask.Flask("streamorch", static_folder=None)
     # Nothing redirects: MediaMTX would turn a redirected question into a GET without a body.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
+    for room in (auth, webhooks, broadcasters, stream_keys, streams, nodes, health, pages):
+        app.register_blueprint(room.bp)
+    return app
 
+
+def create_app(settings: Settings) -> flask.Flask:
+    """The WSGI application, its pool opening in the background. Call it after the fork, in the process that serves."""
+    logs.configure(settings.log_level)
+    app = with_routes()
     database = Database(settings.database_url, min_size=settings.pool_min_size, max_size=settings.pool_max_size)
     api = ControlAPI(
         settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
@@ -52,9 +60,6 @@ def create_app(settings: Settings) -> flask.Flask:
         app.register_error_handler(error, lambda error: as_flask(problems.reply(error, asked())))
     if settings.cors_origins:
         app.before_request(answer_preflight)
-    for room in (auth, webhooks, broadcasters, stream_keys, streams, nodes, health):
-        app.register_blueprint(room.bp)
-
     app.wsgi_app = Edge(app.wsgi_app, service, FAST)  # type: ignore[method-assign]
     if settings.trusted_proxies:
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]

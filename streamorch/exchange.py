@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 64 * 1024
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 # RFC 9110: a reply of these has no body and tells no length.
 _WITHOUT_BODY = (204, 304)
@@ -42,7 +42,7 @@ class Request:
         self.problem: str | None = None
         self._body: bytes | None = None
         asked = environ.get("HTTP_X_REQUEST_ID", "")
-        usable = asked and _REQUEST_ID.fullmatch(asked) and not keys.has_form(asked)
+        usable = asked and REQUEST_ID.fullmatch(asked) and not keys.has_form(asked)
         self.request_id: str = asked if usable else uuid4().hex
 
     @property

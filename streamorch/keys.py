@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 # `sk_` and 43 letters or digits, 256 bits: no character that RTMP, SRT, a shell or a URL treats
 # specially (mediamtx.md 1.4). rescuestream-api used base64url, so `-` and `_` are of the form too.
 _ALPHABET = string.ascii_letters + string.digits
-_FORM = re.compile(r"sk_[A-Za-z0-9_-]{32,}")
+FORM = re.compile(r"sk_[A-Za-z0-9_-]{32,}")
 _QUERY_NAMES = ("key", "pass", "token", "jwt")
 
 
@@ -43,7 +43,7 @@ def presented(password: str, token: str, query: str) -> str | None:
         return token
     if not query:
         return None
-    if _FORM.fullmatch(query):
+    if FORM.fullmatch(query):
         return query
     given = dict(reversed(parse_qsl(query)))  # the first of a name counts
     return next((given[name] for name in _QUERY_NAMES if name in given), None)
@@ -51,9 +51,9 @@ def presented(password: str, token: str, query: str) -> str | None:
 
 def has_form(text: str) -> bool:
     """Does some part of this text look like a key?"""
-    return _FORM.search(text) is not None
+    return FORM.search(text) is not None
 
 
 def redact(text: str) -> str:
     """The text with everything of a key's form blotted out: for logs, problems and traces."""
-    return _FORM.sub("sk_[redacted]", text)
+    return FORM.sub("sk_[redacted]", text)

@@ -4,16 +4,27 @@ import binascii
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 import psycopg
 
 from streamorch import __version__, urls
-from streamorch.repositories import Connection, Database, streams
+from streamorch.repositories import Connection, Database, Moment, streams
 from streamorch.settings import MediaURLs
 
 _STALE_SECONDS = 30.0
+
+Item = TypeVar("Item")
+
+
+class LiveStreams(msgspec.Struct, Generic[Item], frozen=True):
+    """All live streams, last started first; `stale` when the database is away. `as_of`: they were so then, at least."""
+
+    streams: list[Item]
+    count: int
+    stale: bool
+    as_of: Moment
 
 
 class Built(NamedTuple):
@@ -83,14 +94,9 @@ class LiveList:
 
 def _joined(items: Mapping[str, bytes], *, stale: bool, as_of: str) -> bytes:
     """The envelope around items that are encoded already."""
-    outside = msgspec.json.encode(envelope([], stale=stale, as_of=as_of) | {"count": len(items)})
+    outside = msgspec.json.encode(LiveStreams(list[str](), len(items), stale, as_of))
     before, _, after = outside.partition(b"[]")
     return b"".join((before, b"[", b",".join(items.values()), b"]", after))
-
-
-def envelope(items: list[dict[str, Any]], *, stale: bool, as_of: str) -> dict[str, Any]:
-    """The list as the contract has it."""
-    return {"streams": items, "count": len(items), "stale": stale, "as_of": as_of}
 
 
 def rfc3339(seconds: float) -> str:

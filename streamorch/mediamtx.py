@@ -9,7 +9,7 @@ import io
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -148,7 +148,14 @@ class Path(msgspec.Struct, frozen=True, gc=False):
         return bytes(self.tracks2 or self.tracks)
 
 
-def tracks(described: bytes | str | None) -> list[dict[str, Any]]:
+class Track(TypedDict):
+    """A track, and what is known of it; `properties` depends on the codec."""
+
+    codec: str | None
+    properties: dict[str, Any]
+
+
+def tracks(described: bytes | str | None) -> list[Track]:
     """Tracks of whatever version in one form: codec, and what is known of it (codecProps of MediaMTX)."""
     found = msgspec.json.decode(described) if described else []
     return [

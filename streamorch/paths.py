@@ -9,6 +9,19 @@ _MAX_LENGTH = 255
 _SEGMENTS = {".", "..", "whip", "whep", "publish"}
 _ENDINGS = (".m3u8", ".mp4", ".mp", ".ts")
 _NAMES = {"all", "all_others"}
+# The same as a schema: what a client can know before it asks.
+SCHEMA = {
+    "pattern": f"^{_FORM.pattern}$",
+    "maxLength": _MAX_LENGTH,
+    "not": {
+        "anyOf": [
+            {"pattern": rf"(^|/)({'|'.join(map(re.escape, sorted(_SEGMENTS)))})(/|$)"},
+            {"pattern": rf"({'|'.join(map(re.escape, _ENDINGS))})$"},
+            {"enum": sorted(_NAMES)},
+            {"pattern": keys.FORM.pattern},
+        ]
+    },
+}
 
 KEY_IN_PATH = (
     "the path holds a stream key, and every viewer would see it: put the key into ?pass=KEY and name the path freely"

@@ -1,8 +1,7 @@
 """Every error of the HTTP API: one table as data, and the reply that each error becomes (RFC 9457)."""
 
 import logging
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import psycopg
@@ -15,12 +14,13 @@ log = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
-    """One row of the table: what happened, and what the caller may do about it."""
+    """One row of the table: what happened, and what the caller, and the operator, may do about it."""
 
     status: int
     title: str
     meaning: str
     mend: str
+    operator: str
 
 
 TABLE: dict[str, Kind] = {
@@ -29,86 +29,175 @@ TABLE: dict[str, Kind] = {
         "Invalid request",
         "The id, body or a parameter is malformed; `errors` names each field.",
         "Correct what `errors` names.",
+        "Nothing, as a rule: the answer says what is wrong. When MediaMTX gets it (`/auth`, hooks), its "
+        "configuration is of another form: make it with `streamorch mediamtx-config`.",
     ),
     "unauthorized": Kind(
-        401, "Unauthorized", "No credential was given, or one that is not right.", "Send the right credential."
+        401,
+        "Unauthorized",
+        "No credential was given, or one that is not right.",
+        "Send the right credential.",
+        "A caller of the API: compare its secret with `API_SECRET`; a signature needs clocks within 300 "
+        "seconds of each other. MediaMTX: the log line `callback without the right secret` has the line of "
+        "mediamtx.yml that mends it, and `callback of a node that is not configured` names the `?node=`. "
+        "Publishers without a key, and readers that `READ_POLICY` refuses, are told with `LOG_LEVEL` debug.",
     ),
-    "invalid-stream-key": Kind(401, "Invalid stream key", "No such key.", "Ask the operator for a key."),
-    "stream-key-revoked": Kind(401, "Stream key revoked", "The key was taken back.", "Ask the operator for a new key."),
+    "invalid-stream-key": Kind(
+        401,
+        "Invalid stream key",
+        "No such key.",
+        "Ask the operator for a key.",
+        "The log line `publish refused` has address and path. Mint a key with POST /stream-keys, and hand out"
+        " what `publish` says as it stands.",
+    ),
+    "stream-key-revoked": Kind(
+        401,
+        "Stream key revoked",
+        "The key was taken back.",
+        "Ask the operator for a new key.",
+        "The log line `publish refused` has the `stream_key_id`; GET /stream-keys/{stream_key_id} tells since"
+        " when. It stays revoked: mint another with POST /stream-keys.",
+    ),
     "stream-key-expired": Kind(
-        401, "Stream key expired", "The key is past its `expires_at`.", "Ask the operator to extend it."
+        401,
+        "Stream key expired",
+        "The key is past its `expires_at`.",
+        "Ask the operator to extend it.",
+        "PATCH /stream-keys/{stream_key_id} with a later `expires_at`, or with null for a key that does not "
+        "expire. The log line `publish refused` has the id.",
     ),
     "stream-key-disabled": Kind(
-        401, "Stream key disabled", "The key is switched off for now.", "Ask the operator to enable it."
+        401,
+        "Stream key disabled",
+        "The key is switched off for now.",
+        "Ask the operator to enable it.",
+        "PATCH /stream-keys/{stream_key_id} with `disabled` false. The log line `publish refused` has the id.",
     ),
     "broadcaster-disabled": Kind(
         401,
         "Broadcaster disabled",
         "The broadcaster of this key is switched off for now.",
         "Ask the operator to enable it.",
+        "PATCH /broadcasters/{broadcaster_id} with `disabled` false. The log line `publish refused` has the "
+        "`stream_key_id`, and GET /stream-keys/{stream_key_id} the broadcaster.",
     ),
     "path-not-allowed": Kind(
         401,
         "Path not allowed",
         "The key may not publish to this path.",
         "Publish to the path that the key is bound to.",
+        "The log line `publish refused` has the path. The key is bound to another one (`path` of GET /stream-"
+        "keys/{stream_key_id}; null is any), MediaMTX serves a page of that name itself, or the path holds a "
+        "key: it stands in addresses and logs then, so revoke it.",
     ),
     "stream-stopped": Kind(
         401,
         "Stream stopped",
         "An operator stopped the stream; the key is on hold for a while.",
         "Wait, or ask the operator to lift the hold.",
+        "`hold_until` of GET /stream-keys/{stream_key_id} tells until when. PATCH it to null to lift the "
+        "hold; DELETE /streams/{stream_id}?hold_seconds=0 stops without one.",
     ),
     "stream-key-in-use": Kind(
         409,
         "Stream key in use",
         "A stream of this key is live or about to be (401 on `/auth`).",
         "Stop the other encoder, or stop its stream with DELETE.",
+        "The log line `publish refused` has `rival_id`, the stream in the way: look at it with GET "
+        "/streams/{stream_id}. DELETE /streams/{stream_id}?hold_seconds=0 makes way. A hot spare wants a key "
+        "with `takeover` always. Where GET /nodes does not say `ok` of the Control API, nobody can see that a"
+        " rival is gone.",
     ),
     "path-in-use": Kind(
-        409, "Path in use", "Another key holds this path or is live on it (401 on `/auth`).", "Use another path."
+        409,
+        "Path in use",
+        "Another key holds this path or is live on it (401 on `/auth`).",
+        "Use another path.",
+        "GET /streams?path= tells whose stream is live there, `path` of GET /stream-keys whose key is bound to it.",
     ),
     "forbidden": Kind(
-        403, "Forbidden", "The credential is right but may not do this.", "Use a credential with the needed scope."
+        403,
+        "Forbidden",
+        "The credential is right but may not do this.",
+        "Use a credential with the needed scope.",
+        "Nothing: no credential of this release is limited, so it is not answered.",
     ),
-    "not-found": Kind(404, "Not found", "No such resource or route.", "Check the id and the URL."),
+    "not-found": Kind(
+        404,
+        "Not found",
+        "No such resource or route.",
+        "Check the id and the URL.",
+        "Nothing. Where every address is not found, a proxy in front changes paths: none here ends in a slash.",
+    ),
     "stream-not-found": Kind(
         404,
         "Stream not found",
         "A hook named a connection that nobody claimed, or one whose stream has ended.",
         "Nothing: the hook came too late.",
+        "One now and then is a late hook. Many of them: a MediaMTX that tells its hooks here and asks "
+        "somebody else for `/auth`, or starts that take longer than `LEASE_SECONDS`. The log line `ready` has"
+        " path, connection and outcome.",
     ),
     "method-not-allowed": Kind(
         405,
         "Method not allowed",
         "The route does not know this method; `Allow` lists those it knows.",
         "Use one of them.",
+        "Nothing. A POST that arrives as a GET went through a redirect of a proxy.",
     ),
     "conflict": Kind(
         409,
         "Conflict",
         "The id is taken, or the state of the resource forbids the change.",
         "Read the resource, then decide.",
+        "Nothing. The same id again is a retry whose first answer was lost; a revoked key is not changed any more.",
     ),
-    "too-large": Kind(413, "Too large", "The body is larger than 64 KiB.", "Send less."),
+    "too-large": Kind(
+        413,
+        "Too large",
+        "The body is larger than 64 KiB.",
+        "Send less.",
+        "Nothing: the limit is fixed. Keep large things elsewhere, and their address in `metadata`.",
+    ),
     "unsupported-media-type": Kind(
-        415, "Unsupported media type", "The body is not labelled as JSON.", "Send `Content-Type: application/json`."
+        415,
+        "Unsupported media type",
+        "The body is not labelled as JSON.",
+        "Send `Content-Type: application/json`.",
+        "Nothing. `/auth` and the hooks take any label.",
     ),
-    "rate-limited": Kind(429, "Rate limited", "Too many requests.", "Wait for `Retry-After` seconds."),
+    "rate-limited": Kind(
+        429,
+        "Rate limited",
+        "Too many requests.",
+        "Wait for `Retry-After` seconds.",
+        "Look at the proxy in front: this release limits nobody itself.",
+    ),
     "internal-error": Kind(
         500,
         "Internal error",
         "Something unforeseen; it is in the log under the request id.",
         "Report the `X-Request-ID`.",
+        "It is a fault of this service: please report the log line `unforeseen` of that request id, which has"
+        " the traceback.",
     ),
     "media-server-unavailable": Kind(
-        502, "Media server unavailable", "MediaMTX did not answer on its Control API.", "Try again."
+        502,
+        "Media server unavailable",
+        "MediaMTX did not answer on its Control API.",
+        "Try again.",
+        "This release does not answer it: what MediaMTX has to do is done when it is back. GET /nodes tells "
+        "how its Control API answers, at `MEDIAMTX_API_URL`.",
     ),
     "database-unavailable": Kind(
         503,
         "Database unavailable",
         "PostgreSQL did not answer in time; what was asked may be done all the same.",
         "Ask the same again after `Retry-After` seconds.",
+        "The log lines `the database is away` and `the database answers again` frame an outage; `the database"
+        " refused` has PostgreSQL's own code and reason (55P03: a row was locked for longer than 300 ms). "
+        "Look at GET /readyz, `DATABASE_URL`, and whether PostgreSQL has connections left: an instance takes "
+        "25, and one for each worker.",
     ),
 }
 
@@ -131,12 +220,25 @@ _SLUG_OF_STATUS = {
 }
 
 
-@dataclass(frozen=True)
-class FieldError:
+class FieldError(msgspec.Struct, frozen=True):
     """One field of the request that is wrong, and why."""
 
     field: str
     reason: str
+
+
+class Body(msgspec.Struct, frozen=True):
+    """A problem as it is sent (RFC 9457): `detail` tells this case, `type` is the address of a page about all of them.
+
+    A 400 has `errors`, one for each field that is wrong.
+    """
+
+    type: Annotated[str, msgspec.Meta(extra_json_schema={"format": "uri-reference"})]
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[FieldError] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Problem(Exception):
@@ -179,17 +281,21 @@ def _of_problem(problem: Problem, request: Request) -> Reply:
     """The problem itself, with the headers that its status demands."""
     kind = TABLE[problem.slug]
     status = problem.status or kind.status
-    body: dict[str, object] = {
-        "type": f"/errors/{problem.slug}",
-        "title": kind.title,
-        "status": status,
-        "detail": problem.detail or kind.meaning,
-        "instance": keys.redact(request.path),
-    }
-    if problem.errors is not None:
-        body["errors"] = problem.errors
+    body = Body(
+        f"/errors/{problem.slug}",
+        kind.title,
+        status,
+        problem.detail or kind.meaning,
+        keys.redact(request.path),
+        msgspec.UNSET if problem.errors is None else problem.errors,
+    )
     request.problem = problem.slug
-    return Reply(status, msgspec.json.encode(body), _HEADERS_OF_STATUS.get(status, _HEADERS))
+    return Reply(status, msgspec.json.encode(body), headers(status))
+
+
+def headers(status: int) -> tuple[tuple[str, str], ...]:
+    """What a problem of this status carries."""
+    return _HEADERS_OF_STATUS.get(status, _HEADERS)
 
 
 def _of_http(error: HTTPException, request: Request) -> Reply:

@@ -1,7 +1,7 @@
 """Where to watch a stream and where to publish it, as URLs ready to paste. Pure."""
 
 from functools import cache
-from typing import Any
+from typing import TypedDict
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from streamorch.settings import MediaURLs
@@ -10,9 +10,44 @@ from streamorch.settings import MediaURLs
 _RTMP_PORT = 1935
 
 
-def playback(bases: MediaURLs, path: str) -> dict[str, str | None]:
-    """The playback URL of each protocol. A protocol that is off: null, or "" for hls and webrtc,
-    which are strings in rescuestream-api's contract."""
+class Playback(TypedDict):
+    """The playback URL of each protocol. A protocol that is off: null, or "" for hls and webrtc."""
+
+    hls: str
+    webrtc: str
+    rtmp: str | None
+    rtsp: str | None
+    srt: str | None
+    thumbnail: str | None
+
+
+class Obs(TypedDict):
+    """What goes into the two fields of OBS."""
+
+    server: str
+    stream_key: str
+
+
+class Whip(TypedDict):
+    """Where to publish over WebRTC, and the credential."""
+
+    url: str
+    bearer_token: str
+
+
+class Publish(TypedDict):
+    """How an encoder publishes with a key, ready to paste; null where the protocol is off."""
+
+    path: str
+    obs: Obs | None
+    rtmp: str | None
+    srt: str | None
+    rtsp: str | None
+    whip: Whip | None
+
+
+def playback(bases: MediaURLs, path: str) -> Playback:
+    """The playback URL of each protocol. (hls and webrtc are strings in rescuestream-api's contract.)"""
     return {
         "hls": _at(bases.hls, path, "index.m3u8") or "",
         "webrtc": _at(bases.webrtc, path, "whep") or "",
@@ -23,11 +58,12 @@ def playback(bases: MediaURLs, path: str) -> dict[str, str | None]:
     }
 
 
-def publish(bases: MediaURLs, path: str, key: str) -> dict[str, Any]:
-    """How an encoder publishes to this path with this key; null where the protocol is off."""
+def publish(bases: MediaURLs, path: str, key: str) -> Publish:
+    """How an encoder publishes to this path with this key."""
     folder, _, name = path.rpartition("/")
     rtmp = _rtmp_with_port(bases.rtmp) if bases.rtmp else None
     server, _, more = (_at(rtmp, folder) or "").partition("?")
+    whip = _at(bases.webrtc, path, "whip")
     return {
         "path": path,
         # OBS joins server and key with a slash; a query in the server together with a key breaks both.
@@ -35,7 +71,7 @@ def publish(bases: MediaURLs, path: str, key: str) -> dict[str, Any]:
         "rtmp": _at(rtmp, path, query=f"pass={key}"),
         "srt": _srt(bases.srt, f"publish:{path}:key:{key}", more="&pkt_size=1316"),
         "rtsp": _with_user(_at(bases.rtsp, path), f"key:{key}"),
-        "whip": {"url": _at(bases.webrtc, path, "whip"), "bearer_token": key} if bases.webrtc else None,
+        "whip": {"url": whip, "bearer_token": key} if whip else None,
     }
 
 

@@ -146,9 +146,7 @@ def test_of_several_forwarders_the_nearest_counts(capsys, make_app):
 # --- every error is a problem ---
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/nowhere", "/webhook", "/streams/a/b", "/errors", "/errors/", "/auth/x", "/%00"]
-)
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/webhook", "/streams/a/b", "/error", "/errors/", "/auth/x", "/%00"])
 def test_an_unknown_route_is_not_found(path, client):
     body = problem(client.get(path), "not-found", 404)
     assert body["instance"].startswith("/")

@@ -802,7 +802,7 @@ def test_the_readme_has_the_limits_of_the_code():
         rf"one header, all headers +{http.limit_request_field_size:,} bytes, {http.limit_request_fields} headers",
         *(rf"``display_name``, ``label`` +{most(*each)}\n" for each in names),
         rf"``path`` of a key, of a publisher, of a hook +{paths._MAX_LENGTH} ",
-        rf"``recording_ref`` +{most(streams.Changes, 'recording_ref')}\n",
+        rf"``recording_ref`` +{most(streams.StreamChanges, 'recording_ref')}\n",
         rf"``metadata`` +{blueprints._MAX_METADATA_BYTES:,} bytes as compact JSON, {blueprints._MAX_METADATA_DEPTH} ",
         rf"an exponent +from {blueprints._SMALL:g} to {re.escape(f'{blueprints._LARGE:g}')}",
         *(rf"``id`` and ``protocol`` of a publisher +{most(*each)}\n" for each in claimed),

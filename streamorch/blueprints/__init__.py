@@ -11,7 +11,8 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from functools import cache, partial
+from typing import Annotated, Any, TypeVar, get_type_hints
 from uuid import UUID
 
 import flask
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Told = TypeVar("Told", bound=msgspec.Struct)
+Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_METADATA_DEPTH = 32
@@ -38,6 +40,20 @@ _SMALL, _LARGE = 1e-40, 1e40  # of numbers with a fraction or an exponent
 
 # Where msgspec says which member is wrong.
 _MEMBER = re.compile(r" - at `\$\.([A-Za-z_]+)|missing required field `([A-Za-z_]+)`")
+
+# What bodies and queries are made of.
+Metadata = Annotated[
+    dict[str, Any],
+    msgspec.Meta(
+        description=f"Yours alone: at most {_MAX_METADATA_BYTES // 1024} KiB as JSON, {_MAX_METADATA_DEPTH} deep."
+    ),
+]
+When = Annotated[
+    datetime.datetime, msgspec.Meta(description="RFC 3339 with an offset.", extra_json_schema={"format": "date-time"})
+]
+Word = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]  # PostgreSQL cannot store a NUL
+Limit = Annotated[int, msgspec.Meta(ge=1, le=1000, description="How many at most.")]
+Cursor = Annotated[Word, msgspec.Meta(description="`next_cursor` of the page before, with the same filters. Opaque.")]
 
 
 @dataclass(frozen=True)
@@ -78,9 +94,22 @@ def as_flask(reply: Reply) -> flask.Response:
 # --- who may call -----------------------------------------------------------------------------------------
 
 
-def first(guard: Callable[[Request, Service], None]) -> Callable[[], None]:
+Guard = Callable[[Request, Service], None]
+
+
+def first(guard: Guard) -> Callable[[], None]:
     """A guard as a blueprint asks it before each view."""
-    return lambda: guard(asked(), service())
+    return partial(_ask_first, guard)
+
+
+def _ask_first(guard: Guard) -> None:
+    guard(asked(), service())
+
+
+def guard_of(app: flask.Flask, endpoint: str) -> Guard | None:
+    """The guard of a view; None where everybody may call."""
+    asked_first = app.before_request_funcs.get(endpoint.partition(".")[0], [])
+    return next((one.args[0] for one in asked_first if isinstance(one, partial)), None)
 
 
 def require_api_caller(request: Request, of: Service) -> None:
@@ -136,6 +165,12 @@ def _mending_line(path: str, settings: Settings) -> str:
     except SettingError as error:
         return str(error)
     return f"runOnOnline: {start}" if path == "/webhook/ready" else f"runOnOffline: {end}"
+
+
+class OfNode(msgspec.Struct, frozen=True):
+    """The query of MediaMTX's callbacks, as `node` reads it."""
+
+    node: Annotated[str, msgspec.Meta(description="The media server that calls. Any other is 401.")] = NODE
 
 
 def node(request: Request) -> str:
@@ -237,55 +272,74 @@ def moment(text: str) -> datetime.datetime:
     return _in_utc(found)
 
 
-def parameter(name: str, choices: Iterable[str] | None = None) -> str | None:
-    """A query parameter, None when absent or empty; Problem `invalid-request` when it is none of `choices`."""
-    value = flask.request.args.get(name) or None
-    if value is not None and "\x00" in value:
-        raise invalid(name, "holds a character that cannot be stored")
-    if value is not None and choices is not None and value not in (known := tuple(choices)):
-        raise invalid(name, f"must be one of {', '.join(known)}")
-    return value and keys.redact(value)  # nothing is found by a key, and none reaches the database
+def query(kind: type[Asked]) -> Asked:
+    """The query parameters as `kind`: an absent or empty one has its default, others are ignored.
+
+    Problem `invalid-request` with every one that is wrong.
+    """
+    accepted: dict[str, Any] = {}
+    errors: list[FieldError] = []
+    for name, (read, reason) in _readers(kind).items():
+        text = flask.request.args.get(name)
+        if not text:
+            continue
+        if name != "cursor":  # which may look like anything
+            text = keys.redact(text)  # nothing is found by a key, and none reaches the database
+        try:
+            accepted[name] = read(text)
+        except ValueError:  # msgspec's ValidationError is one
+            errors.append(FieldError(name, reason))
+    if errors:
+        raise Problem("invalid-request", "; ".join(f"{e.field} {e.reason}" for e in errors), errors=errors)
+    return kind(**accepted)
 
 
-def uuid_parameter(name: str) -> UUID | None:
-    """A query parameter that is a UUID, None when absent."""
-    value = parameter(name)
-    try:
-        return _uuid(value) if value else None
-    except ValueError:
-        raise invalid(name, "is no UUID") from None
+@cache
+def _readers(kind: type[msgspec.Struct]) -> dict[str, tuple[Callable[[str], Any], str]]:
+    """How each parameter of a query is read, and what is said of one that is wrong."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: _reader(hints[name], msgspec.inspect.type_info(hints[name])) for name in kind.__struct_fields__}
 
 
-def moment_parameter(name: str) -> datetime.datetime | None:
-    """A query parameter that is an RFC 3339 time with an offset, None when absent."""
-    value = parameter(name)
-    try:
+def _reader(hint: Any, form: msgspec.inspect.Type) -> tuple[Callable[[str], Any], str]:
+    if isinstance(form, msgspec.inspect.Metadata):
+        return _reader(hint, form.type)
+    if isinstance(form, msgspec.inspect.UnionType):  # with None, of one that may be absent
+        return _reader(hint, next(one for one in form.types if not isinstance(one, msgspec.inspect.NoneType)))
+    if isinstance(form, msgspec.inspect.IntType):
+        return (
+            lambda text: msgspec.convert(_whole(text), hint),
+            f"must be a whole number from {form.ge} to {form.le}",
+        )
+    if isinstance(form, msgspec.inspect.DateTimeType):
         # A `+` of an offset that was not percent-encoded arrives as a space.
-        return moment(value.replace(" ", "+")) if value else None
-    except (ValueError, msgspec.ValidationError):
-        raise invalid(name, "is no RFC 3339 time with an offset, like 2026-01-31T12:00:00Z") from None
+        return (
+            lambda text: moment(text.replace(" ", "+")),
+            "is no RFC 3339 time with an offset, like 2026-01-31T12:00:00Z",
+        )
+    if isinstance(form, msgspec.inspect.UUIDType):
+        return _uuid, "is no UUID"
+    if isinstance(form, msgspec.inspect.LiteralType):
+        return lambda text: msgspec.convert(text, hint), f"must be one of {', '.join(map(str, form.values))}"
+    return lambda text: msgspec.convert(text, hint), "holds a character that cannot be stored"
 
 
-def integer_parameter(name: str, default: int, low: int, high: int) -> int:
-    """A query parameter that is a whole number within bounds."""
-    value = parameter(name)
-    if value is None:
-        return default
-    if not value.isascii() or not value.isdigit() or len(value) > 9 or not low <= int(value) <= high:
-        raise invalid(name, f"must be a whole number from {low} to {high}")
-    return int(value)
+def _whole(text: str) -> int:
+    """A whole number in plain digits; ValueError otherwise."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise ValueError
+    return int(text)
 
 
 # --- pages ------------------------------------------------------------------------------------------------
 
 
-def after(filters: dict[str, Any]) -> tuple[str, str] | None:
-    """Where the last page ended, from `cursor`; Problem `invalid-request` when it is not of these filters."""
-    text = parameter("cursor")
-    if text is None:
+def after(cursor: str | None, filters: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Where the last page ended, by its cursor; Problem `invalid-request` when it is not of these filters."""
+    if cursor is None:
         return None
     try:
-        packed = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        packed = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
         time_text, id_text, bound_to = msgspec.json.decode(packed, type=tuple[str, str, str])
         last = moment(time_text).isoformat(timespec="microseconds").replace("+00:00", "Z"), str(_uuid(id_text))
     except (ValueError, binascii.Error, msgspec.DecodeError, UnicodeEncodeError):
@@ -295,13 +349,13 @@ def after(filters: dict[str, Any]) -> tuple[str, str] | None:
     return last
 
 
-def next_cursor(time_text: str, id_value: UUID, filters: dict[str, Any]) -> str:
+def next_cursor(time_text: str, id_value: UUID, filters: Mapping[str, Any]) -> str:
     """The opaque cursor of the page after this item, bound to the filters."""
     packed = msgspec.json.encode((time_text, id_value, _fingerprint(filters)))
     return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
 
 
-def _fingerprint(filters: dict[str, Any]) -> str:
+def _fingerprint(filters: Mapping[str, Any]) -> str:
     text = msgspec.json.encode({name: value for name, value in sorted(filters.items()) if value is not None})
     return f"{binascii.crc32(text):08x}"
 

@@ -13,7 +13,8 @@ import flask
 import msgspec
 
 from streamorch import keys, paths, signing
-from streamorch.blueprints import Service, as_flask, asked, first, node, require_media_server, service, told
+from streamorch.blueprints import OfNode, Service, as_flask, asked, first, node, require_media_server, service, told
+from streamorch.contract import Answer, Link, operation
 from streamorch.exchange import Reply, Request
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import streams
@@ -24,6 +25,18 @@ bp.before_request(first(require_media_server))
 log = logging.getLogger(__name__)
 
 _IN_USE = ("stream-key-in-use", "path-in-use")
+# What a publish may be refused for.
+_REFUSALS = (
+    "unauthorized",
+    "invalid-stream-key",
+    "stream-key-revoked",
+    "stream-key-expired",
+    "stream-key-disabled",
+    "broadcaster-disabled",
+    "path-not-allowed",
+    "stream-stopped",
+    *_IN_USE,
+)
 # Until when a look may last, counted from the question: the answer is due within 2.8 s.
 _LOOK_SECONDS = 2.5
 _LOOKS = 3
@@ -52,8 +65,33 @@ _LET_IN = Reply(200)
 
 
 @bp.post("/auth")
+@operation(
+    "askMay",
+    {
+        200: Answer(
+            "Yes. Empty.",
+            links=(
+                Link(
+                    "tellReady",
+                    body={
+                        "path": "$request.body#/path",
+                        "source_type": "rtmpConn",
+                        "source_id": "$request.body#/id",
+                    },
+                ),
+            ),
+        )
+    },
+    takes=Question,
+    asks=OfNode,
+    problems=_REFUSALS,
+    statuses=dict.fromkeys(_IN_USE, 401),
+)
 def ask() -> flask.Response:
-    """What `answer` says."""
+    """May this one publish, read, call the Control API?
+
+    MediaMTX asks. A publish that is let in has claimed its path.
+    """
     return as_flask(answer(asked(), service()))
 
 

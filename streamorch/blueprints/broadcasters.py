@@ -1,12 +1,15 @@
 """Broadcasters: list, create, show, change, delete."""
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID, uuid4
 
 import flask
 import msgspec
 
 from streamorch.blueprints import (
+    Cursor,
+    Limit,
+    Metadata,
     after,
     answer,
     body,
@@ -14,14 +17,16 @@ from streamorch.blueprints import (
     first,
     given,
     identifier,
-    integer_parameter,
     next_cursor,
     no_content,
+    query,
     require_api_caller,
     service,
 )
+from streamorch.contract import Answer, Link, operation
 from streamorch.problems import Problem
 from streamorch.repositories import broadcasters
+from streamorch.repositories.broadcasters import Broadcaster
 
 bp = flask.Blueprint("broadcasters", __name__, url_prefix="/broadcasters")
 bp.before_request(first(require_api_caller))
@@ -34,33 +39,87 @@ class NewBroadcaster(msgspec.Struct, frozen=True):
 
     display_name: Name
     id: UUID | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     disabled: bool = False
 
 
-class Changes(msgspec.Struct, frozen=True):
+class BroadcasterChanges(msgspec.Struct, frozen=True):
     """The body of PATCH /broadcasters/{id}: a member given replaces the whole value."""
 
     display_name: Name | msgspec.UnsetType = msgspec.UNSET
-    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    metadata: Metadata | msgspec.UnsetType = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
 
 
+class WhichBroadcasters(msgspec.Struct, frozen=True):
+    """The query of GET /broadcasters."""
+
+    limit: Limit = 1000
+    cursor: Cursor | None = None
+
+
+class BroadcasterPage(msgspec.Struct, frozen=True):
+    """Broadcasters, newest first; `next_cursor` is null on the last page."""
+
+    broadcasters: list[Broadcaster]
+    count: int
+    next_cursor: str | None
+
+
+_ONE = {"broadcaster_id": "$response.body#/id"}
+
+
 @bp.get("")
+@operation(
+    "listBroadcasters",
+    {
+        200: Answer(
+            "The page.",
+            BroadcasterPage,
+            links=(
+                Link("getBroadcaster", {"broadcaster_id": "$response.body#/broadcasters/0/id"}),
+                Link("listBroadcasters", {"cursor": "$response.body#/next_cursor"}),
+            ),
+        )
+    },
+    asks=WhichBroadcasters,
+)
 def index() -> flask.Response:
     """A page of broadcasters, newest first."""
-    limit = integer_parameter("limit", 1000, 1, 1000)
-    last = after({})
+    asked = query(WhichBroadcasters)
+    last = after(asked.cursor, {})
     with service().database.connection() as conn:
-        found = broadcasters.page(conn, limit=limit + 1, after=last)
-    items, more = found[:limit], len(found) > limit
+        found = broadcasters.page(conn, limit=asked.limit + 1, after=last)
+    items, more = found[: asked.limit], len(found) > asked.limit
     cursor = next_cursor(items[-1].created_at, items[-1].id, {}) if more else None
-    return answer({"broadcasters": items, "count": len(items), "next_cursor": cursor})
+    return answer(BroadcasterPage(items, len(items), cursor))
 
 
 @bp.post("")
+@operation(
+    "createBroadcaster",
+    {
+        201: Answer(
+            "Made.",
+            Broadcaster,
+            headers=("Location", "Cache-Control"),
+            links=(
+                Link("getBroadcaster", _ONE),
+                Link("changeBroadcaster", _ONE),
+                Link("deleteBroadcaster", _ONE),
+                Link("createStreamKey", body=_ONE),
+                Link("listStreamKeys", _ONE),
+            ),
+        )
+    },
+    takes=NewBroadcaster,
+    problems=("conflict",),
+)
 def create() -> flask.Response:
-    """201 with the broadcaster; 409 when its id is taken."""
+    """Make a broadcaster.
+
+    409 when its id is taken: a lost answer may be asked for again.
+    """
     new = body(NewBroadcaster)
     broadcaster_id = new.id or uuid4()
     with service().database.connection() as conn:
@@ -77,8 +136,12 @@ def create() -> flask.Response:
 
 
 @bp.get("/<broadcaster_id>")
+@operation("getBroadcaster", {200: Answer("The broadcaster.", Broadcaster)}, problems=("not-found",))
 def show(broadcaster_id: str) -> flask.Response:
-    """The broadcaster; 404 when it was deleted."""
+    """One broadcaster.
+
+    404 when it was deleted.
+    """
     with service().database.connection() as conn:
         found = broadcasters.get(conn, identifier(broadcaster_id))
     if found is None:
@@ -87,10 +150,19 @@ def show(broadcaster_id: str) -> flask.Response:
 
 
 @bp.patch("/<broadcaster_id>")
+@operation(
+    "changeBroadcaster",
+    {200: Answer("The changed broadcaster.", Broadcaster, links=(Link("getBroadcaster", _ONE),))},
+    takes=BroadcasterChanges,
+    problems=("not-found",),
+)
 def change(broadcaster_id: str) -> flask.Response:
-    """The changed broadcaster; disabling it ends its streams."""
+    """Change a broadcaster.
+
+    Disabling it ends its streams.
+    """
     wanted = identifier(broadcaster_id)
-    changes = given(body(Changes))
+    changes = given(body(BroadcasterChanges))
     with service().database.connection() as conn:
         outcome = broadcasters.update(conn, wanted, changes)
         found = broadcasters.get(conn, wanted) if outcome == "updated" else None
@@ -101,8 +173,12 @@ def change(broadcaster_id: str) -> flask.Response:
 
 
 @bp.delete("/<broadcaster_id>")
+@operation("deleteBroadcaster", {204: Answer("It is deleted, or was.")}, problems=("not-found",))
 def delete(broadcaster_id: str) -> flask.Response:
-    """204, and 204 again: its keys are revoked, its streams ended."""
+    """Delete a broadcaster.
+
+    204, and 204 again: it and its keys leave the lists, the keys are revoked, their streams ended.
+    """
     wanted = identifier(broadcaster_id)
     with service().database.connection() as conn:
         outcome = broadcasters.delete(conn, wanted)

@@ -1,38 +1,84 @@
 """Is the process alive, is the database there, may traffic come?"""
 
-from collections.abc import Mapping
+from typing import Literal
 
 import flask
+import msgspec
 import psycopg
 
 from streamorch import __version__, repositories
 from streamorch.blueprints import answer, service
-from streamorch.problems import TABLE, Problem
+from streamorch.contract import Answer, operation
 from streamorch.repositories import NODE, migrate, nodes
 
 bp = flask.Blueprint("health", __name__)
 
 
+class Alive(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Is the database there? (The shape is rescuestream-api's.)"""
+
+    status: Literal["ok", "degraded"]
+    database: Literal["ok", "unreachable"]
+    version: str
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """May traffic come? `schema` and `media_server` (its Control API) are null when nobody could say."""
+
+    status: Literal["ok", "degraded"]
+    database: Literal["ok", "unreachable"]
+    schema: Literal["current", "old"] | None
+    media_server: nodes.APIState | None
+    version: str
+
+
 @bp.get("/livez")
+@operation("isAlive", {200: Answer("It is.", Alive)})
 def livez() -> flask.Response:
-    """200 as long as the process answers."""
-    return answer({"status": "ok"})
+    """Is the process there?
+
+    200 as long as it answers.
+    """
+    return answer(Alive("ok"))
 
 
 @bp.get("/health")
+@operation(
+    "isHealthy",
+    {200: Answer("It is.", Health), 503: Answer("The database is away.", Health, headers=("Retry-After",))},
+)
 def health() -> flask.Response:
-    """200, or 503 when the database is away; plain JSON, as rescuestream-api has it."""
+    """Is the database there?
+
+    503 when it is away, in plain JSON, as rescuestream-api has it.
+    """
     try:
         with service().database.connection() as conn:
             repositories.ping(conn)
     except psycopg.OperationalError:
-        return _not_ready({"status": "degraded", "database": "unreachable", "version": __version__})
-    return answer({"status": "ok", "database": "ok", "version": __version__})
+        return _not_ready(Health("degraded", "unreachable", __version__))
+    return answer(Health("ok", "ok", __version__))
 
 
 @bp.get("/readyz")
+@operation(
+    "isReady",
+    {
+        200: Answer("It may.", Readiness),
+        503: Answer("The database is away, or its schema is old.", Readiness, headers=("Retry-After",)),
+    },
+)
 def readyz() -> flask.Response:
-    """200 when pool and schema are fit for traffic; a media server that is away is told, and no reason for a 503."""
+    """May traffic come?
+
+    When pool and schema are fit for it. A media server that is away is told, and no reason for a 503.
+    """
     media_server = None
     try:
         with service().database.connection() as conn:
@@ -40,29 +86,15 @@ def readyz() -> flask.Response:
             if current:
                 media_server = nodes.api_state(conn, NODE)
     except psycopg.OperationalError:
-        return _not_ready({"status": "degraded", "database": "unreachable", "schema": None, "version": __version__})
+        return _not_ready(Readiness("degraded", "unreachable", None, None, __version__))
     except psycopg.errors.UndefinedTable:
         current = False
-    state = {
-        "database": "ok",
-        "schema": "current" if current else "old",
-        "media_server": media_server,
-        "version": __version__,
-    }
-    return answer({"status": "ok"} | state) if current else _not_ready({"status": "degraded"} | state)
+    if not current:
+        return _not_ready(Readiness("degraded", "ok", "old", None, __version__))
+    return answer(Readiness("ok", "ok", "current", media_server, __version__))
 
 
-@bp.get("/errors/<slug>")
-def error_page(slug: str) -> flask.Response:
-    """What a problem means and what to do about it: the page that its `type` names."""
-    kind = TABLE.get(slug)
-    if kind is None:
-        raise Problem("not-found", "no such problem")
-    text = f"{kind.title} ({kind.status}, {slug})\n\n{kind.meaning}\n\nWhat to do: {kind.mend}\n"
-    return flask.Response(text, content_type="text/plain; charset=utf-8")
-
-
-def _not_ready(state: Mapping[str, str | None]) -> flask.Response:
+def _not_ready(state: Health | Readiness) -> flask.Response:
     reply = answer(state, 503)
     reply.headers["Retry-After"] = "1"
     return reply

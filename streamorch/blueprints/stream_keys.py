@@ -1,7 +1,6 @@
 """Stream keys: list, mint, show, change, revoke. The value of a key is in the 201 that made it and nowhere else."""
 
-import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated
 from uuid import UUID, uuid4
 
 import flask
@@ -9,6 +8,10 @@ import msgspec
 
 from streamorch import keys, paths, urls
 from streamorch.blueprints import (
+    Cursor,
+    Limit,
+    Metadata,
+    When,
     after,
     answer,
     body,
@@ -16,24 +19,24 @@ from streamorch.blueprints import (
     first,
     given,
     identifier,
-    integer_parameter,
     invalid,
     next_cursor,
     no_content,
-    parameter,
+    query,
     require_api_caller,
     service,
-    uuid_parameter,
 )
+from streamorch.contract import Answer, Link, operation
 from streamorch.problems import Problem
 from streamorch.repositories import stream_keys
+from streamorch.repositories.stream_keys import Status, StreamKey, Takeover
 
 bp = flask.Blueprint("stream_keys", __name__, url_prefix="/stream-keys")
 bp.before_request(first(require_api_caller))
 
 Label = Annotated[str, msgspec.Meta(max_length=255)]
 _RULES = {"path": paths.refusal}
-Takeover = Literal["stalled", "always", "never"]
+Path = Annotated[str, msgspec.Meta(extra_json_schema=paths.SCHEMA)]
 
 
 class NewStreamKey(msgspec.Struct, frozen=True):
@@ -42,44 +45,113 @@ class NewStreamKey(msgspec.Struct, frozen=True):
     broadcaster_id: UUID
     id: UUID | None = None
     label: Label | None = None
-    path: str | None = None
+    path: Path | None = None
     takeover: Takeover = "stalled"
-    expires_at: datetime.datetime | None = None
+    expires_at: When | None = None
     disabled: bool = False
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
 
 
-class Changes(msgspec.Struct, frozen=True):
+class StreamKeyChanges(msgspec.Struct, frozen=True):
     """The body of PATCH /stream-keys/{id}: a member given replaces the whole value, null clears it."""
 
     label: Label | msgspec.UnsetType | None = msgspec.UNSET
-    path: str | msgspec.UnsetType | None = msgspec.UNSET
+    path: Path | msgspec.UnsetType | None = msgspec.UNSET
     takeover: Takeover | msgspec.UnsetType = msgspec.UNSET
-    expires_at: datetime.datetime | msgspec.UnsetType | None = msgspec.UNSET
+    expires_at: When | msgspec.UnsetType | None = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
-    hold_until: datetime.datetime | msgspec.UnsetType | None = msgspec.UNSET
-    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    hold_until: When | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: Metadata | msgspec.UnsetType = msgspec.UNSET
+
+
+class WhichStreamKeys(msgspec.Struct, frozen=True):
+    """The query of GET /stream-keys."""
+
+    broadcaster_id: UUID | None = None
+    status: Status | None = None
+    limit: Limit = 1000
+    cursor: Cursor | None = None
+
+
+class StreamKeyPage(msgspec.Struct, frozen=True):
+    """Stream keys, newest first; `next_cursor` is null on the last page."""
+
+    stream_keys: list[StreamKey]
+    count: int
+    next_cursor: str | None
+
+
+class MintedStreamKey(StreamKey, frozen=True):
+    """A new key with its value, which is told this once, and how to publish with it."""
+
+    key_value: str
+    publish: urls.Publish
+
+
+_ONE = {"stream_key_id": "$response.body#/id"}
 
 
 @bp.get("")
+@operation(
+    "listStreamKeys",
+    {
+        200: Answer(
+            "The page.",
+            StreamKeyPage,
+            links=(
+                Link("getStreamKey", {"stream_key_id": "$response.body#/stream_keys/0/id"}),
+                Link("listStreamKeys", {"cursor": "$response.body#/next_cursor"}),
+            ),
+        )
+    },
+    asks=WhichStreamKeys,
+)
 def index() -> flask.Response:
-    """A page of keys, newest first; filters broadcaster_id and status."""
-    filters: dict[str, Any] = {
-        "broadcaster_id": uuid_parameter("broadcaster_id"),
-        "status": parameter("status", stream_keys.STATUSES),
-    }
-    limit = integer_parameter("limit", 1000, 1, 1000)
-    last = after(filters)
+    """A page of stream keys, newest first."""
+    asked = query(WhichStreamKeys)
+    filters = {"broadcaster_id": asked.broadcaster_id, "status": asked.status}
+    last = after(asked.cursor, filters)
     with service().database.connection() as conn:
-        found = stream_keys.page(conn, **filters, limit=limit + 1, after=last)
-    items, more = found[:limit], len(found) > limit
+        found = stream_keys.page(
+            conn, broadcaster_id=asked.broadcaster_id, status=asked.status, limit=asked.limit + 1, after=last
+        )
+    items, more = found[: asked.limit], len(found) > asked.limit
     cursor = next_cursor(items[-1].created_at, items[-1].id, filters) if more else None
-    return answer({"stream_keys": items, "count": len(items), "next_cursor": cursor})
+    return answer(StreamKeyPage(items, len(items), cursor))
 
 
 @bp.post("")
+@operation(
+    "createStreamKey",
+    {
+        201: Answer(
+            "Minted. Keep `key_value`: it is told this once.",
+            MintedStreamKey,
+            headers=("Location", "Cache-Control"),
+            links=(
+                Link("getStreamKey", _ONE),
+                Link("changeStreamKey", _ONE),
+                Link("revokeStreamKey", _ONE),
+                Link(
+                    "askMay",
+                    body={
+                        "action": "publish",
+                        "password": "$response.body#/key_value",
+                        "path": "$response.body#/publish/path",
+                    },
+                ),
+                Link("listStreams", _ONE),
+            ),
+        )
+    },
+    takes=NewStreamKey,
+    problems=("conflict", "path-in-use"),
+)
 def create() -> flask.Response:
-    """201 with the key, its value and how to publish with it; the same id again is 409, never a second secret."""
+    """Mint a stream key.
+
+    The answer has its value, this once, and how to publish with it; the same id again is 409, never a second secret.
+    """
     new = body(NewStreamKey, rules=_RULES)
     stream_key_id = new.id or uuid4()
     value = keys.mint()
@@ -105,13 +177,18 @@ def create() -> flask.Response:
     if made is None:
         raise Problem("conflict", "a stream key with this id exists")
     path = new.path or urls.suggested_path(stream_key_id.hex)
-    secret = {"key_value": value, "publish": urls.publish(service().settings.media_urls, path, value)}
-    return created(msgspec.structs.asdict(made) | secret, flask.url_for(".show", stream_key_id=stream_key_id))
+    minted = MintedStreamKey(
+        **msgspec.structs.asdict(made),
+        key_value=value,
+        publish=urls.publish(service().settings.media_urls, path, value),
+    )
+    return created(minted, flask.url_for(".show", stream_key_id=stream_key_id))
 
 
 @bp.get("/<stream_key_id>")
+@operation("getStreamKey", {200: Answer("The key.", StreamKey)}, problems=("not-found",))
 def show(stream_key_id: str) -> flask.Response:
-    """The key without its value."""
+    """One stream key, without its value."""
     with service().database.connection() as conn:
         found = stream_keys.get(conn, identifier(stream_key_id))
     if found is None:
@@ -120,10 +197,19 @@ def show(stream_key_id: str) -> flask.Response:
 
 
 @bp.patch("/<stream_key_id>")
+@operation(
+    "changeStreamKey",
+    {200: Answer("The changed key.", StreamKey, links=(Link("getStreamKey", _ONE),))},
+    takes=StreamKeyChanges,
+    problems=("not-found", "conflict", "path-in-use", "stream-key-in-use"),
+)
 def change(stream_key_id: str) -> flask.Response:
-    """The changed key. Disabling it, or an expiry in the past, ends its streams; a revoked key stays as it is (409)."""
+    """Change a stream key.
+
+    Disabling it, or an expiry in the past, ends its streams. A revoked key stays as it is: 409.
+    """
     wanted = identifier(stream_key_id)
-    changes = given(body(Changes, rules=_RULES))
+    changes = given(body(StreamKeyChanges, rules=_RULES))
     with service().database.connection() as conn:
         outcome = stream_keys.update(conn, wanted, changes)
         found = stream_keys.get(conn, wanted) if outcome == "updated" else None
@@ -140,8 +226,12 @@ def change(stream_key_id: str) -> flask.Response:
 
 
 @bp.delete("/<stream_key_id>")
+@operation("revokeStreamKey", {204: Answer("It is revoked, or was.")}, problems=("not-found",))
 def revoke(stream_key_id: str) -> flask.Response:
-    """204, and 204 again: from the commit on nobody publishes with it, and its streams have ended."""
+    """Revoke a stream key.
+
+    204, and 204 again: from then on nobody publishes with it, and its streams have ended. It stays in the lists.
+    """
     wanted = identifier(stream_key_id)
     with service().database.connection() as conn:
         outcome = stream_keys.revoke(conn, wanted)

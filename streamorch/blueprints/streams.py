@@ -2,6 +2,7 @@
 
 import time
 from typing import Annotated, Any
+from uuid import UUID
 
 import flask
 import msgspec
@@ -9,7 +10,12 @@ from werkzeug.http import parse_etags
 
 from streamorch import mediamtx, urls
 from streamorch.blueprints import (
+    Cursor,
+    Limit,
+    Metadata,
     Service,
+    When,
+    Word,
     after,
     answer,
     as_flask,
@@ -18,17 +24,15 @@ from streamorch.blueprints import (
     first,
     given,
     identifier,
-    integer_parameter,
-    moment_parameter,
     next_cursor,
     no_content,
-    parameter,
+    query,
     require_api_caller,
     service,
-    uuid_parameter,
 )
+from streamorch.contract import Answer, Link, operation
 from streamorch.exchange import Reply, Request
-from streamorch.live import envelope, rfc3339
+from streamorch.live import LiveStreams, rfc3339
 from streamorch.problems import Problem
 from streamorch.repositories import streams
 
@@ -37,60 +41,121 @@ bp.before_request(first(require_api_caller))
 
 _JSON = (("Content-Type", "application/json"),)
 _PRIVATE = ("Cache-Control", "private, no-cache")
-# What one stream shows and lists leave out.
-_SHOWN_ALONE = ("remote_address", "bytes", "bitrate", "tracks", "kick")
 
 
-class Changes(msgspec.Struct, frozen=True):
-    """The body of PATCH /streams/{id}."""
+class StreamChanges(msgspec.Struct, frozen=True):
+    """The body of PATCH /streams/{id}: a member given replaces the whole value, null clears it."""
 
-    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    metadata: Metadata | msgspec.UnsetType = msgspec.UNSET
     recording_ref: Annotated[str, msgspec.Meta(max_length=512)] | msgspec.UnsetType | None = msgspec.UNSET
 
 
+class WhichStreams(msgspec.Struct, frozen=True):
+    """The query of GET /streams. Without a status it is `active`, or `ended` where `end_reason` is given."""
+
+    status: streams.Status | None = None
+    broadcaster_id: UUID | None = None
+    stream_key_id: UUID | None = None
+    path: Word | None = None
+    end_reason: streams.EndReason | None = None
+    protocol: Word | None = None
+    node: Word | None = None
+    since: Annotated[When, msgspec.Meta(description="Claimed then or later.")] | None = None
+    until: Annotated[When, msgspec.Meta(description="Claimed before.")] | None = None
+    limit: Annotated[Limit, msgspec.Meta(description="How many at most; the live list is always whole.")] = 100
+    cursor: Cursor | None = None
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """The query of DELETE /streams/{id}."""
+
+    hold_seconds: Annotated[
+        int, msgspec.Meta(ge=0, le=86400, description="How long its key is refused: encoders reconnect at once.")
+    ] = 30
+
+
+class ListedStream(streams.Listed, frozen=True):
+    """A stream as lists show it, with its playback URLs in every status."""
+
+    urls: urls.Playback
+
+
+class LoneStream(ListedStream, frozen=True):
+    """A stream asked for by id, with what lists leave out."""
+
+    remote_address: str | None
+    bytes: int | None
+    bitrate: int | None
+    tracks: list[mediamtx.Track]
+    kick: streams.Kicked | None
+
+
+class StreamPage(msgspec.Struct, frozen=True):
+    """History, last claimed first; `next_cursor` is null on the last page."""
+
+    streams: list[ListedStream]
+    count: int
+    next_cursor: str | None
+
+
+_ONE = {"stream_id": "$response.body#/id"}
+_FIRST = {"stream_id": "$response.body#/streams/0/id"}
+
+
 @bp.get("")
+@operation(
+    "listStreams",
+    {
+        200: Answer(
+            "The live list, complete; or a page of history.",
+            (LiveStreams[ListedStream], StreamPage),
+            headers=("Cache-Control?", "ETag?"),
+            links=(
+                Link("getStream", _FIRST),
+                Link("changeStream", _FIRST),
+                Link("stopStream", _FIRST),
+                Link("listStreams", {"cursor": "$response.body#/next_cursor", "status": "$request.query.status"}),
+            ),
+        ),
+        304: Answer("The live list is as `If-None-Match` has it.", headers=("Cache-Control", "ETag")),
+    },
+    asks=WhichStreams,
+    reads=("If-None-Match",),
+)
 def index() -> flask.Response:
-    """The live list, or history when `status` asks for it."""
-    end_reason = parameter("end_reason", streams.END_REASONS)
-    status = parameter("status", streams.STATUSES) or ("ended" if end_reason else "active")
-    filters: dict[str, Any] = {
-        "broadcaster_id": uuid_parameter("broadcaster_id"),
-        "stream_key_id": uuid_parameter("stream_key_id"),
-        "path": parameter("path"),
-        "protocol": parameter("protocol"),
-        "node": parameter("node"),
-        "end_reason": end_reason,
-        "since": moment_parameter("since"),
-        "until": moment_parameter("until"),
-    }
+    """The live list, or history.
+
+    History when `status` or `end_reason` asks for it. Poll the live list with `If-None-Match`: 304 while nothing has
+    changed. When the database is away it goes on for 30 seconds as it was, with `stale` true.
+    """
+    asked_for = query(WhichStreams)
+    status = asked_for.status or ("ended" if asked_for.end_reason else "active")
+    filters = {name: getattr(asked_for, name) for name in _FILTERS}
     if status != "active":
-        return _history(status, filters)
+        return _history(status, filters, asked_for)
     if any(value is not None for value in filters.values()):
         return _live_filtered(filters)
     return as_flask(live(asked(), service()))
 
 
-def _history(status: str, filters: dict[str, Any]) -> flask.Response:
-    limit = integer_parameter("limit", 100, 1, 1000)
+_FILTERS = ("broadcaster_id", "stream_key_id", "path", "protocol", "node", "end_reason", "since", "until")
+
+
+def _history(status: streams.Status, filters: dict[str, Any], asked_for: WhichStreams) -> flask.Response:
     bound = filters | {"status": status}
-    last = after(bound)
+    last = after(asked_for.cursor, bound)
     with service().database.connection() as conn:
-        found = streams.page(conn, status=status, filters=filters, limit=limit + 1, after=last)
-    items, more = found[:limit], len(found) > limit
+        found = streams.page(conn, status=status, filters=filters, limit=asked_for.limit + 1, after=last)
+    items, more = found[: asked_for.limit], len(found) > asked_for.limit
     cursor = next_cursor(items[-1].claimed_at, items[-1].id, bound) if more else None
-    return answer(
-        {
-            "streams": [_shown(item) for item in items],
-            "count": len(items),
-            "next_cursor": cursor,
-        }
-    )
+    return answer(StreamPage([_listed(item) for item in items], len(items), cursor))
 
 
 def _live_filtered(filters: dict[str, Any]) -> flask.Response:
     with service().database.connection() as conn:
         found = streams.live_filtered(conn, filters)
-    reply = answer(envelope([_shown(item) for item in found], stale=False, as_of=rfc3339(time.time())))
+    listed = [_listed(item) for item in found]
+    reply = answer(LiveStreams(listed, len(listed), stale=False, as_of=rfc3339(time.time())))
     reply.headers.add(*_PRIVATE)
     return reply
 
@@ -108,6 +173,20 @@ def live(request: Request, of: Service) -> Reply:
 
 
 @bp.get("/<stream_id>")
+@operation(
+    "getStream",
+    {
+        200: Answer(
+            "The stream.",
+            LoneStream,
+            links=(
+                Link("getStreamKey", {"stream_key_id": "$response.body#/stream_key_id"}),
+                Link("getBroadcaster", {"broadcaster_id": "$response.body#/broadcaster/id"}),
+            ),
+        )
+    },
+    problems=("not-found",),
+)
 def show(stream_id: str) -> flask.Response:
     """One stream in whatever state, with what lists leave out."""
     with service().database.connection() as conn:
@@ -115,20 +194,30 @@ def show(stream_id: str) -> flask.Response:
 
 
 @bp.patch("/<stream_id>")
+@operation(
+    "changeStream",
+    {200: Answer("The changed stream.", LoneStream, links=(Link("getStream", _ONE),))},
+    takes=StreamChanges,
+    problems=("not-found",),
+)
 def change(stream_id: str) -> flask.Response:
-    """The changed stream."""
+    """Change what of a stream is yours."""
     wanted = identifier(stream_id)
-    changes = given(body(Changes))
+    changes = given(body(StreamChanges))
     with service().database.connection() as conn:
         outcome = streams.update(conn, wanted, changes)
         return _one(streams.get(conn, wanted) if outcome == "updated" else None)
 
 
 @bp.delete("/<stream_id>")
+@operation("stopStream", {204: Answer("It has ended, or had.")}, asks=Hold, problems=("not-found",))
 def stop(stream_id: str) -> flask.Response:
-    """204, and 204 again: the stream has ended, and its key is on hold for `hold_seconds`."""
+    """Stop a stream.
+
+    204, and 204 again: it has ended, its connection is closed, and its key is on hold for `hold_seconds`.
+    """
     wanted = identifier(stream_id)
-    hold_seconds = integer_parameter("hold_seconds", 30, 0, 86400)
+    hold_seconds = query(Hold).hold_seconds
     with service().database.connection() as conn:
         outcome = streams.stop(conn, wanted, hold_seconds=hold_seconds)
     if outcome == "not-found":
@@ -140,14 +229,23 @@ def stop(stream_id: str) -> flask.Response:
 def _one(stream: streams.Stream | None) -> flask.Response:
     if stream is None:
         raise Problem("not-found", "no such stream")
-    alone = {name: getattr(stream, name) for name in _SHOWN_ALONE}
-    return answer(_shown(stream) | alone | {"tracks": mediamtx.tracks(stream.tracks)})
+    return answer(
+        LoneStream(
+            **_members(stream),
+            remote_address=stream.remote_address,
+            bytes=stream.bytes,
+            bitrate=stream.bitrate,
+            tracks=mediamtx.tracks(stream.tracks),
+            kick=stream.kick,
+        )
+    )
 
 
-def _shown(stream: streams.Stream) -> dict[str, Any]:
-    """A stream as lists show it, with its playback URLs in every status."""
-    made = msgspec.structs.asdict(stream)
-    for name in _SHOWN_ALONE:
-        del made[name]
-    made["urls"] = urls.playback(service().settings.media_urls, stream.path)
-    return made
+def _listed(stream: streams.Stream) -> ListedStream:
+    return ListedStream(**_members(stream))
+
+
+def _members(stream: streams.Stream) -> dict[str, Any]:
+    """Those of ListedStream."""
+    listed = {name: getattr(stream, name) for name in streams.Listed.__struct_fields__}
+    return listed | {"urls": urls.playback(service().settings.media_urls, stream.path)}

@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 from uuid import UUID
 
 import flask
 import msgspec
 
 from streamorch import keys
-from streamorch.blueprints import asked, first, no_content, node, require_media_server, service, told
+from streamorch.blueprints import OfNode, asked, first, no_content, node, require_media_server, service, told
+from streamorch.contract import Answer, Link, operation
 from streamorch.mediamtx import SOURCE_LISTS, NoAnswer
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import Connection, nodes, streams
@@ -29,6 +31,8 @@ _GRACE_SECONDS = 5
 _ASK_SECONDS = 0.3
 _ASK_AT_ONCE = 2
 _HEARD_SECONDS = 1.0
+_MAX_LENGTH = 255
+_SHORT = {"maxLength": _MAX_LENGTH, "pattern": r"^[^\x00]*$"}
 
 
 class Ear:
@@ -50,17 +54,35 @@ Work = Callable[[Connection], tuple[str, UUID | None]]
 class Event(msgspec.Struct, frozen=True):
     """The body of a hook. The plain form has fewer members; unknown ones (a query, say) are ignored and not logged."""
 
-    path: str
+    path: Annotated[str, msgspec.Meta(extra_json_schema=_SHORT | {"minLength": 1})]
     source_type: str = ""
-    source_id: str | None = None
+    source_id: Annotated[str, msgspec.Meta(extra_json_schema=_SHORT)] | None = None
 
 
 _decode = msgspec.json.Decoder(Event).decode
 
 
+_ENDING = {"path": "$request.body#/path", "source_id": "$request.body#/source_id"}
+
+
 @bp.post("/ready")
+@operation(
+    "tellReady",
+    {
+        204: Answer(
+            "The stream is live; or the source has no id, and is nobody's claim.",
+            links=(Link("tellNotReady", body=_ENDING), Link("listStreams", {"path": "$request.body#/path"})),
+        )
+    },
+    takes=Event,
+    asks=OfNode,
+    problems=("stream-not-found",),
+)
 def ready() -> flask.Response:
-    """204 when the stream is live (or the source is nobody's claim), 404 when nobody claimed it or it has ended."""
+    """A connection went live.
+
+    Its claim becomes an active stream. 404 when nobody claimed it, or its stream has ended.
+    """
     from_node = node(asked())
     event = _event()
     if not event.source_id:  # a static source, an always-available path
@@ -79,8 +101,12 @@ def ready() -> flask.Response:
 
 
 @bp.post("/not-ready")
+@operation("tellNotReady", {204: Answer("It is written down.")}, takes=Event, asks=OfNode)
 def not_ready() -> flask.Response:
-    """204 always, once it is written down; a late or doubled end changes nothing."""
+    """A connection is no longer live.
+
+    Its stream ends. 204 always: a late or doubled end changes nothing.
+    """
     from_node = node(asked())
     event = _event()
     if event.source_id:
@@ -140,11 +166,11 @@ def _event() -> Event:
     errors = [
         FieldError(name, reason)
         for name, value, reason in (
-            ("path", event.path, "is empty, longer than 255 characters or holds a NUL"),
-            ("source_type", event.source_type, "is longer than 255 characters or holds a NUL"),
-            ("source_id", event.source_id, "is longer than 255 characters or holds a NUL"),
+            ("path", event.path, f"is empty, longer than {_MAX_LENGTH} characters or holds a NUL"),
+            ("source_type", event.source_type, f"is longer than {_MAX_LENGTH} characters or holds a NUL"),
+            ("source_id", event.source_id, f"is longer than {_MAX_LENGTH} characters or holds a NUL"),
         )
-        if (value == "" and name == "path") or len(value or "") > 255 or "\x00" in (value or "")
+        if (value == "" and name == "path") or len(value or "") > _MAX_LENGTH or "\x00" in (value or "")
     ]
     if errors:
         raise Problem("invalid-request", errors=errors)

@@ -8,18 +8,18 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 from psycopg.types.numeric import Int8
 
-from streamorch.repositories import Connection, only
+from streamorch.repositories import Connection, Moment, Object, only
 
 
 class Broadcaster(msgspec.Struct, frozen=True):
-    """A broadcaster as the API shows it; times are RFC 3339 text."""
+    """A broadcaster as the API shows it."""
 
     id: UUID
     display_name: str
-    metadata: msgspec.Raw
+    metadata: Object
     disabled: bool
-    created_at: str
-    updated_at: str
+    created_at: Moment
+    updated_at: Moment
 
 
 _SHOWN = """

@@ -1,20 +1,24 @@
 """Nodes: what is known of each media server."""
 
+from typing import Literal
+
 import msgspec
 from psycopg.rows import class_row
 
-from streamorch.repositories import Connection
+from streamorch.repositories import Connection, Moment
+
+APIState = Literal["ok", "refused", "silent", "unauthorized", "never"]
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A media server as the API shows it; times are RFC 3339 text."""
+    """A media server: what is known of it."""
 
     name: str
     version: str | None
-    started_at: str | None
-    api: str
-    last_tick_at: str | None
-    last_hook_at: str | None
+    started_at: Moment | None
+    api: APIState
+    last_tick_at: Moment | None
+    last_hook_at: Moment | None
     active: int
     unclaimed: msgspec.Raw
     is_deaf: bool
@@ -78,7 +82,7 @@ def heard(conn: Connection, node: str) -> None:
     )
 
 
-def api_state(conn: Connection, node: str) -> str:
+def api_state(conn: Connection, node: str) -> APIState:
     """What GET /nodes says of the Control API of a node, 'never' of one that was not heard of; one row read."""
     row = conn.execute(
         """/* nodes.api_state */
@@ -88,4 +92,5 @@ def api_state(conn: Connection, node: str) -> str:
         """,
         {"node": node},
     ).fetchone()
-    return row[0] if row else "never"
+    state: APIState = row[0] if row else "never"
+    return state

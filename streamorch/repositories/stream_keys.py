@@ -1,7 +1,7 @@
 """Stream keys: the credentials that let an encoder publish. Their values are never stored."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -9,27 +9,30 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 from psycopg.types.numeric import Int8
 
-from streamorch.repositories import Connection, only
+from streamorch.repositories import Connection, Moment, Object, only
+
+Takeover = Literal["stalled", "always", "never"]
+Status = Literal["active", "revoked", "expired"]
 
 
 class StreamKey(msgspec.Struct, frozen=True):
-    """A key as the API shows it; times are RFC 3339 text."""
+    """A key as the API shows it, without its value; `hint` is the last four characters of that."""
 
     id: UUID
     broadcaster_id: UUID
     label: str | None
     path: str | None
-    takeover: str
-    status: str
+    takeover: Takeover
+    status: Status
     disabled: bool
-    hold_until: str | None
+    hold_until: Moment | None
     in_use: bool
     hint: str
-    metadata: msgspec.Raw
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
-    last_used_at: str | None
+    metadata: Object
+    created_at: Moment
+    expires_at: Moment | None
+    revoked_at: Moment | None
+    last_used_at: Moment | None
 
 
 _SHOWN = """
@@ -69,12 +72,11 @@ _FILTERS = {
     "broadcaster_id": " AND k.broadcaster_id = %(broadcaster_id)s",
     "after_id": " AND (k.created_at, k.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid)",
 }
-_STATUSES = {
+_STATUSES: dict[Status, str] = {
     "active": " AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())",
     "revoked": " AND k.revoked_at IS NOT NULL",
     "expired": " AND k.revoked_at IS NULL AND k.expires_at <= clock_timestamp()",
 }
-STATUSES = tuple(_STATUSES)
 
 
 def get(conn: Connection, stream_key_id: UUID) -> StreamKey | None:
@@ -84,9 +86,9 @@ def get(conn: Connection, stream_key_id: UUID) -> StreamKey | None:
 
 
 def page(
-    conn: Connection, *, broadcaster_id: UUID | None, status: str | None, limit: int, after: tuple[str, str] | None
+    conn: Connection, *, broadcaster_id: UUID | None, status: Status | None, limit: int, after: tuple[str, str] | None
 ) -> list[StreamKey]:
-    """At most `limit` keys, newest first, after (created_at, id) of the one before; `status` is one of STATUSES."""
+    """At most `limit` keys, newest first, after (created_at, id) of the one before."""
     after_time, after_id = after or (None, None)
     given = {"broadcaster_id": broadcaster_id, "after_time": after_time, "after_id": after_id, "limit": Int8(limit)}
     wanted = "".join(text for name, text in _FILTERS.items() if given[name] is not None)

@@ -1,7 +1,7 @@
 """Streams: one row per publishing connection, from the claim in auth to its end."""
 
 from collections.abc import Container
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -9,7 +9,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 from psycopg.types.numeric import Int4, Int8
 
-from streamorch.repositories import Connection, only
+from streamorch.repositories import Connection, Moment, Object, only
 
 
 class Claim(NamedTuple):
@@ -26,39 +26,66 @@ class Claim(NamedTuple):
         return self.outcome in ("claimed", "replay", "valid")
 
 
-class Stream(msgspec.Struct, frozen=True):
-    """A stream as the API shows it, its URLs left out; times are RFC 3339 text.
+# What a stream may be asked for; as a state it is one of the first three.
+Status = Literal["pending", "active", "ended", "all"]
+EndReason = Literal[
+    "never_started",
+    "disconnected",
+    "superseded",
+    "revoked",
+    "expired",
+    "disabled",
+    "stopped",
+    "server_restarted",
+    "server_lost",
+]
 
-    The members from `bytes` on belong to one stream asked for by id, not to lists.
-    """
+
+Kicked = Literal["pending", "done"]
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Whose stream it is."""
+
+    id: UUID
+    display_name: str
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A stream as lists show it, its URLs left out."""
 
     id: UUID
     stream_key_id: UUID
     label: str | None
-    broadcaster: msgspec.Raw
+    broadcaster: Owner  # as the bytes of a jsonb: nobody reads it on its way out
     node: str
     path: str
-    status: str
-    end_reason: str | None
-    claimed_at: str
-    started_at: str | None
-    ended_at: str | None
+    status: Literal["pending", "active", "ended"]
+    end_reason: EndReason | None
+    claimed_at: Moment
+    started_at: Moment | None
+    ended_at: Moment | None
     duration_seconds: int | None
-    interrupted_at: str | None
+    interrupted_at: Moment | None
     source_type: str | None
     source_id: str | None
     protocol: str
-    metadata: msgspec.Raw
+    metadata: Object
     recording_ref: str | None
     viewers: int | None
-    media: str | None
+    media: Literal["flowing", "stalled"] | None
     replaces: UUID | None
     replaced_by: UUID | None
+
+
+class Stream(Listed, frozen=True):
+    """A stream with what is shown of one asked for by id, and by lists not."""
+
     remote_address: str | None
     bytes: int | None
     bitrate: int | None
     tracks: str | None
-    kick: str | None
+    kick: Kicked | None
 
 
 class Rival(NamedTuple):
@@ -206,24 +233,12 @@ _FILTERS = {
     "until": " AND s.claimed_at < %(until)s",
 }
 _AFTER = " AND (s.claimed_at, s.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid)"
-_STATUSES = {
+_STATUSES: dict[Status, str] = {
     "active": _ACTIVE,
     "pending": "s.ended_at IS NULL AND s.started_at IS NULL",
     "ended": "s.ended_at IS NOT NULL",
     "all": "true",
 }
-STATUSES = tuple(_STATUSES)
-END_REASONS = (
-    "never_started",
-    "disconnected",
-    "superseded",
-    "revoked",
-    "expired",
-    "disabled",
-    "stopped",
-    "server_restarted",
-    "server_lost",
-)
 
 
 def claim(
@@ -466,7 +481,7 @@ def live_filtered(conn: Connection, filters: dict[str, Any]) -> list[Stream]:
 
 
 def page(
-    conn: Connection, *, status: str, filters: dict[str, Any], limit: int, after: tuple[str, str] | None
+    conn: Connection, *, status: Status, filters: dict[str, Any], limit: int, after: tuple[str, str] | None
 ) -> list[Stream]:
     """History: at most `limit` streams, last claimed first, after (claimed_at, id) of the one before.
 

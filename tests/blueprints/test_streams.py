@@ -9,7 +9,6 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import flask
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -923,19 +922,18 @@ FILTER_VALUES = st.dictionaries(st.sampled_from(FILTERS), st.none() | st.text(ma
 )
 def test_any_cursor_comes_back_to_its_own_filters_alone(moment, an_id, filters, others):
     cursor = blueprints.next_cursor(text_of(moment), an_id, filters)
-    with flask.Flask("test").test_request_context(query_string={"cursor": cursor}):
-        assert blueprints.after(filters) == (text_of(moment), str(an_id))
-        if {name: value for name, value in filters.items() if value is not None} != {
-            name: value for name, value in others.items() if value is not None
-        }:
-            with pytest.raises(Problem):
-                blueprints.after(others)
+    assert blueprints.after(cursor, filters) == (text_of(moment), str(an_id))
+    if {name: value for name, value in filters.items() if value is not None} != {
+        name: value for name, value in others.items() if value is not None
+    }:
+        with pytest.raises(Problem):
+            blueprints.after(cursor, others)
 
 
 @given(st.text(min_size=1, max_size=60) | st.binary(min_size=1, max_size=60).map(lambda raw: b64encode(raw).decode()))
 def test_any_text_that_is_no_cursor_is_refused(text):
-    with flask.Flask("test").test_request_context(query_string={"cursor": text}), pytest.raises(Problem):
-        blueprints.after({})
+    with pytest.raises(Problem):
+        blueprints.after(text, {})
 
 
 # --- playback URLs as the settings say ---

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from typing import get_args
 
 import msgspec
 import psycopg
@@ -63,7 +64,8 @@ def insert(conn, make_key):
     return do
 
 
-REASONS = (None, *streams.END_REASONS)
+END_REASONS = get_args(streams.EndReason)
+REASONS = (None, *END_REASONS)
 
 
 @pytest.mark.parametrize("state", [PENDING, ACTIVE, ENDED])
@@ -74,7 +76,7 @@ def test_each_state_can_be_stored(state, insert, conn):
 
 def test_each_end_reason_can_be_stored_where_the_table_of_states_has_it(insert):
     of_pending = {"never_started", "revoked", "expired", "disabled", "stopped"}
-    for reason in streams.END_REASONS:
+    for reason in END_REASONS:
         started = [None] * (reason in of_pending) + [PAST] * (reason != "never_started")
         for started_at in started:
             insert(started_at=started_at, end_reason=reason)
