@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
+
 View = TypeVar("View", bound=Callable[..., Any])
 
 JSON = "application/json"
@@ -47,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a view takes and gives.
+    """What a view takes and gives; as a decorator it declares the view.
 
     `takes` is the Struct of its body, `asks` that of its query; `problems` are slugs of its own, and `statuses` the
     statuses of those that have another one here than in the table. `reads` names request headers.
@@ -55,25 +57,19 @@ class Operation:
 
     id: str
     answers: Mapping[int, Answer]
-    takes: Any = None
-    asks: Any = None
+    takes: type[msgspec.Struct] | None = None
+    asks: type[msgspec.Struct] | None = None
     reads: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     statuses: Mapping[str, int] = field(default_factory=dict)
 
+    def __call__(self, view: View) -> View:
+        _OPERATIONS[view] = self
+        return view
+
 
 _OPERATIONS: dict[Callable[..., Any], Operation] = {}
 _ASIDE: set[Callable[..., Any]] = set()
-
-
-def operation(name: str, answers: Mapping[int, Answer], **more: Any) -> Callable[[View], View]:
-    """Declares a view as the operation of this id; `more` as Operation has it."""
-
-    def declare(view: View) -> View:
-        _OPERATIONS[view] = Operation(name, answers, **more)
-        return view
-
-    return declare
 
 
 def aside(view: View) -> View:

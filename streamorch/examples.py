@@ -76,6 +76,8 @@ _ENDED = {
     "media": None,
 }
 
+# By the name of a parameter in a path.
+IDS = {"broadcaster_id": _BROADCASTER, "stream_key_id": _KEY, "stream_id": _STREAM, "slug": "path-in-use"}
 OF: dict[str, Any] = {
     "NewBroadcaster": {"display_name": "Boat 3", "metadata": {"team": 7}},
     "BroadcasterChanges": {"display_name": "Boat 3, Tern"},

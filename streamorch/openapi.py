@@ -231,6 +231,7 @@ def _of_path(rule: Rule) -> Object:
             "schema": {"type": "string", "enum": list(problems.TABLE)}
             if name == "slug"
             else {"type": "string", "format": "uuid"},
+            "example": examples.IDS[name],
         }
         for name in sorted(rule.arguments)
     ]

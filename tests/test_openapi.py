@@ -157,6 +157,57 @@ def test_a_link_leads_to_an_operation_that_takes_what_it_brings():
     assert len(followed) > 20
 
 
+def evaluated(expression: str, answer: Any, asked: Any) -> Any:
+    """What a runtime expression stands for in this exchange; what is none stands for itself."""
+    source, _, pointer = expression.partition("#/")
+    if not source.startswith("$"):
+        return expression
+    found = {"$response.body": answer, "$request.body": asked}[source]
+    for part in pointer.split("/"):
+        found = found[int(part) if isinstance(found, list) else part]
+    return found
+
+
+def follow(api: Api, name: str, parameters: dict[str, Any], brought: dict[str, Any]) -> set[tuple[str, str]]:
+    """Ask an operation with its example and what a link brought, then follow its own; returns the links that led on."""
+    method, path, operation = OPERATIONS[name]
+    query = {key: value for key, value in parameters.items() if f"{{{key}}}" not in path}
+    body = None
+    if (content := operation.get("requestBody")) is not None:
+        body = content["content"][contract.JSON]["example"] | brought
+    answer = api(method, path.format(**parameters), query_string=query, json=body)
+    assert answer.status_code < 300, (name, answer.text)
+    followed = set()
+    links = resolved(operation["responses"][str(answer.status_code)]).get("links", {}).values()
+    # What ends something comes last: the others need it.
+    for link in sorted(
+        links, key=lambda link: (OPERATIONS[link["operationId"]][0] == "DELETE", "Not" in link["operationId"])
+    ):
+        try:
+            values, brings = (
+                {key: evaluated(text, answer.json, body) for key, text in link.get(place, {}).items()}
+                for place in ("parameters", "requestBody")
+            )
+        except IndexError:
+            continue  # nothing is listed
+        if None not in values.values():  # there is a next page
+            followed |= {(name, link["operationId"])} | follow(api, link["operationId"], values, brings)
+    return followed
+
+
+def test_every_link_leads_on(api, make_broadcaster):
+    make_broadcaster()
+    followed = follow(api, "createBroadcaster", {}, {})
+    make_broadcaster()
+    followed |= follow(api, "listBroadcasters", {"limit": 1}, {})
+    assert followed == {
+        (name, link["operationId"])
+        for name, (_, _, operation) in OPERATIONS.items()
+        for answer in map(resolved, operation["responses"].values())
+        for link in answer.get("links", {}).values()
+    }
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_is_told_in_words(name):
     _, _, operation = OPERATIONS[name]

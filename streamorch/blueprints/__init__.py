@@ -45,7 +45,8 @@ _MEMBER = re.compile(r" - at `\$\.([A-Za-z_]+)|missing required field `([A-Za-z_
 Metadata = Annotated[
     dict[str, Any],
     msgspec.Meta(
-        description=f"Yours alone: at most {_MAX_METADATA_BYTES // 1024} KiB as JSON, {_MAX_METADATA_DEPTH} deep."
+        description=f"Yours alone: at most {_MAX_METADATA_BYTES // 1024} KiB as JSON, {_MAX_METADATA_DEPTH} deep; "
+        f"fractions and exponents from {_SMALL:g} to {_LARGE:g}."
     ),
 ]
 When = Annotated[
@@ -168,9 +169,9 @@ def _mending_line(path: str, settings: Settings) -> str:
 
 
 class OfNode(msgspec.Struct, frozen=True):
-    """The query of MediaMTX's callbacks, as `node` reads it."""
+    """The query of MediaMTX's callbacks, as `node` reads it: which media server calls."""
 
-    node: Annotated[str, msgspec.Meta(description="The media server that calls. Any other is 401.")] = NODE
+    node: Annotated[str, msgspec.Meta(extra_json_schema={"enum": [NODE]})] = NODE
 
 
 def node(request: Request) -> str:

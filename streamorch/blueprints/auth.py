@@ -14,7 +14,7 @@ import msgspec
 
 from streamorch import keys, paths, signing
 from streamorch.blueprints import OfNode, Service, as_flask, asked, first, node, require_media_server, service, told
-from streamorch.contract import Answer, Link, operation
+from streamorch.contract import Answer, Link, Operation
 from streamorch.exchange import Reply, Request
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import streams
@@ -43,12 +43,13 @@ _LOOKS = 3
 
 
 Word = Annotated[str, msgspec.Meta(max_length=255)]
+_ACTIONS = ["publish", "read", "playback", "api", "metrics", "pprof"]  # any other is 401
 
 
 class Question(msgspec.Struct, frozen=True):
     """What MediaMTX sends, v1.9 to v1.20 (mediamtx.md 1.2); what it adds later is ignored."""
 
-    action: str
+    action: Annotated[str, msgspec.Meta(extra_json_schema={"enum": _ACTIONS})]
     user: str = ""
     password: str = ""
     token: str = ""
@@ -65,7 +66,7 @@ _LET_IN = Reply(200)
 
 
 @bp.post("/auth")
-@operation(
+@Operation(
     "askMay",
     {
         200: Answer(

@@ -23,7 +23,7 @@ from streamorch.blueprints import (
     require_api_caller,
     service,
 )
-from streamorch.contract import Answer, Link, operation
+from streamorch.contract import Answer, Link, Operation
 from streamorch.problems import Problem
 from streamorch.repositories import broadcasters
 from streamorch.repositories.broadcasters import Broadcaster
@@ -70,7 +70,7 @@ _ONE = {"broadcaster_id": "$response.body#/id"}
 
 
 @bp.get("")
-@operation(
+@Operation(
     "listBroadcasters",
     {
         200: Answer(
@@ -96,7 +96,7 @@ def index() -> flask.Response:
 
 
 @bp.post("")
-@operation(
+@Operation(
     "createBroadcaster",
     {
         201: Answer(
@@ -136,7 +136,7 @@ def create() -> flask.Response:
 
 
 @bp.get("/<broadcaster_id>")
-@operation("getBroadcaster", {200: Answer("The broadcaster.", Broadcaster)}, problems=("not-found",))
+@Operation("getBroadcaster", {200: Answer("The broadcaster.", Broadcaster)}, problems=("not-found",))
 def show(broadcaster_id: str) -> flask.Response:
     """One broadcaster.
 
@@ -150,7 +150,7 @@ def show(broadcaster_id: str) -> flask.Response:
 
 
 @bp.patch("/<broadcaster_id>")
-@operation(
+@Operation(
     "changeBroadcaster",
     {200: Answer("The changed broadcaster.", Broadcaster, links=(Link("getBroadcaster", _ONE),))},
     takes=BroadcasterChanges,
@@ -173,7 +173,7 @@ def change(broadcaster_id: str) -> flask.Response:
 
 
 @bp.delete("/<broadcaster_id>")
-@operation("deleteBroadcaster", {204: Answer("It is deleted, or was.")}, problems=("not-found",))
+@Operation("deleteBroadcaster", {204: Answer("It is deleted, or was.")}, problems=("not-found",))
 def delete(broadcaster_id: str) -> flask.Response:
     """Delete a broadcaster.
 

@@ -8,7 +8,7 @@ import psycopg
 
 from streamorch import __version__, repositories
 from streamorch.blueprints import answer, service
-from streamorch.contract import Answer, operation
+from streamorch.contract import Answer, Operation
 from streamorch.repositories import NODE, migrate, nodes
 
 bp = flask.Blueprint("health", __name__)
@@ -39,7 +39,7 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 @bp.get("/livez")
-@operation("isAlive", {200: Answer("It is.", Alive)})
+@Operation("isAlive", {200: Answer("It is.", Alive)})
 def livez() -> flask.Response:
     """Is the process there?
 
@@ -49,7 +49,7 @@ def livez() -> flask.Response:
 
 
 @bp.get("/health")
-@operation(
+@Operation(
     "isHealthy",
     {200: Answer("It is.", Health), 503: Answer("The database is away.", Health, headers=("Retry-After",))},
 )
@@ -67,7 +67,7 @@ def health() -> flask.Response:
 
 
 @bp.get("/readyz")
-@operation(
+@Operation(
     "isReady",
     {
         200: Answer("It may.", Readiness),

@@ -4,7 +4,7 @@ import flask
 import msgspec
 
 from streamorch.blueprints import answer, first, require_api_caller, service
-from streamorch.contract import Answer, operation
+from streamorch.contract import Answer, Operation
 from streamorch.repositories import NODE, Moment, nodes
 
 bp = flask.Blueprint("nodes", __name__, url_prefix="/nodes")
@@ -45,7 +45,7 @@ class MediaServers(msgspec.Struct, frozen=True):
 
 
 @bp.get("")
-@operation("listNodes", {200: Answer("All of them.", MediaServers)})
+@Operation("listNodes", {200: Answer("All of them.", MediaServers)})
 def index() -> flask.Response:
     """The media servers, and what is known of each."""
     with service().database.connection() as conn:

@@ -11,7 +11,7 @@ import msgspec
 from markupsafe import Markup, escape
 
 from streamorch import openapi
-from streamorch.contract import JSON, Answer, Link, aside, operation
+from streamorch.contract import JSON, Answer, Operation, aside
 from streamorch.problems import TABLE, Problem
 
 bp = flask.Blueprint("pages", __name__)
@@ -53,10 +53,10 @@ def _contract() -> bytes:
 
 
 @bp.get("/openapi.json")
-@operation(
+@Operation(
     "getContract",
     {
-        200: Answer("OpenAPI 3.1.", dict[str, Any], headers=("ETag", "Cache-Control"), links=(Link("getContract"),)),
+        200: Answer("OpenAPI 3.1.", dict[str, Any], headers=("ETag", "Cache-Control")),
         304: Answer("It is as `If-None-Match` has it.", headers=("ETag", "Cache-Control")),
     },
     reads=("If-None-Match",),
@@ -71,7 +71,7 @@ def contract() -> flask.Response:
 
 
 @bp.get("/docs")
-@operation("showContract", {200: Answer("A page for browsers.", str, media=(_HTML,))})
+@Operation("showContract", {200: Answer("A page for browsers.", str, media=(_HTML,))})
 def docs() -> flask.Response:
     """The page that shows this document, and lets one try it."""
     return _page("docs.html")
@@ -90,7 +90,7 @@ def asset(digest: str, name: str) -> flask.Response:
 
 
 @bp.get("/errors")
-@operation("listProblems", {200: Answer("A page for browsers; plain text for others.", str, media=(_TEXT, _HTML))})
+@Operation("listProblems", {200: Answer("A page for browsers; plain text for others.", str, media=(_TEXT, _HTML))})
 def problems_index() -> flask.Response:
     """Every problem."""
     if _wants_text():
@@ -99,7 +99,7 @@ def problems_index() -> flask.Response:
 
 
 @bp.get("/errors/<slug>")
-@operation(
+@Operation(
     "showProblem",
     {200: Answer("A page for browsers; plain text for others.", str, media=(_TEXT, _HTML))},
     problems=("not-found",),

@@ -26,7 +26,7 @@ from streamorch.blueprints import (
     require_api_caller,
     service,
 )
-from streamorch.contract import Answer, Link, operation
+from streamorch.contract import Answer, Link, Operation
 from streamorch.problems import Problem
 from streamorch.repositories import stream_keys
 from streamorch.repositories.stream_keys import Status, StreamKey, Takeover
@@ -92,16 +92,13 @@ _ONE = {"stream_key_id": "$response.body#/id"}
 
 
 @bp.get("")
-@operation(
+@Operation(
     "listStreamKeys",
     {
         200: Answer(
             "The page.",
             StreamKeyPage,
-            links=(
-                Link("getStreamKey", {"stream_key_id": "$response.body#/stream_keys/0/id"}),
-                Link("listStreamKeys", {"cursor": "$response.body#/next_cursor"}),
-            ),
+            links=(Link("getStreamKey", {"stream_key_id": "$response.body#/stream_keys/0/id"}),),
         )
     },
     asks=WhichStreamKeys,
@@ -121,7 +118,7 @@ def index() -> flask.Response:
 
 
 @bp.post("")
-@operation(
+@Operation(
     "createStreamKey",
     {
         201: Answer(
@@ -186,7 +183,7 @@ def create() -> flask.Response:
 
 
 @bp.get("/<stream_key_id>")
-@operation("getStreamKey", {200: Answer("The key.", StreamKey)}, problems=("not-found",))
+@Operation("getStreamKey", {200: Answer("The key.", StreamKey)}, problems=("not-found",))
 def show(stream_key_id: str) -> flask.Response:
     """One stream key, without its value."""
     with service().database.connection() as conn:
@@ -197,7 +194,7 @@ def show(stream_key_id: str) -> flask.Response:
 
 
 @bp.patch("/<stream_key_id>")
-@operation(
+@Operation(
     "changeStreamKey",
     {200: Answer("The changed key.", StreamKey, links=(Link("getStreamKey", _ONE),))},
     takes=StreamKeyChanges,
@@ -226,7 +223,7 @@ def change(stream_key_id: str) -> flask.Response:
 
 
 @bp.delete("/<stream_key_id>")
-@operation("revokeStreamKey", {204: Answer("It is revoked, or was.")}, problems=("not-found",))
+@Operation("revokeStreamKey", {204: Answer("It is revoked, or was.")}, problems=("not-found",))
 def revoke(stream_key_id: str) -> flask.Response:
     """Revoke a stream key.
 

@@ -24,13 +24,14 @@ from streamorch.blueprints import (
     first,
     given,
     identifier,
+    invalid,
     next_cursor,
     no_content,
     query,
     require_api_caller,
     service,
 )
-from streamorch.contract import Answer, Link, operation
+from streamorch.contract import Answer, Link, Operation
 from streamorch.exchange import Reply, Request
 from streamorch.live import LiveStreams, rfc3339
 from streamorch.problems import Problem
@@ -103,7 +104,7 @@ _FIRST = {"stream_id": "$response.body#/streams/0/id"}
 
 
 @bp.get("")
-@operation(
+@Operation(
     "listStreams",
     {
         200: Answer(
@@ -114,7 +115,6 @@ _FIRST = {"stream_id": "$response.body#/streams/0/id"}
                 Link("getStream", _FIRST),
                 Link("changeStream", _FIRST),
                 Link("stopStream", _FIRST),
-                Link("listStreams", {"cursor": "$response.body#/next_cursor", "status": "$request.query.status"}),
             ),
         ),
         304: Answer("The live list is as `If-None-Match` has it.", headers=("Cache-Control", "ETag")),
@@ -133,6 +133,8 @@ def index() -> flask.Response:
     filters = {name: getattr(asked_for, name) for name in _FILTERS}
     if status != "active":
         return _history(status, filters, asked_for)
+    if asked_for.cursor is not None:
+        raise invalid("cursor", "is for history; the live list is whole")
     if any(value is not None for value in filters.values()):
         return _live_filtered(filters)
     return as_flask(live(asked(), service()))
@@ -173,7 +175,7 @@ def live(request: Request, of: Service) -> Reply:
 
 
 @bp.get("/<stream_id>")
-@operation(
+@Operation(
     "getStream",
     {
         200: Answer(
@@ -194,7 +196,7 @@ def show(stream_id: str) -> flask.Response:
 
 
 @bp.patch("/<stream_id>")
-@operation(
+@Operation(
     "changeStream",
     {200: Answer("The changed stream.", LoneStream, links=(Link("getStream", _ONE),))},
     takes=StreamChanges,
@@ -210,7 +212,7 @@ def change(stream_id: str) -> flask.Response:
 
 
 @bp.delete("/<stream_id>")
-@operation("stopStream", {204: Answer("It has ended, or had.")}, asks=Hold, problems=("not-found",))
+@Operation("stopStream", {204: Answer("It has ended, or had.")}, asks=Hold, problems=("not-found",))
 def stop(stream_id: str) -> flask.Response:
     """Stop a stream.
 

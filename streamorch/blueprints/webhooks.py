@@ -17,7 +17,7 @@ import msgspec
 
 from streamorch import keys
 from streamorch.blueprints import OfNode, asked, first, no_content, node, require_media_server, service, told
-from streamorch.contract import Answer, Link, operation
+from streamorch.contract import Answer, Link, Operation
 from streamorch.mediamtx import SOURCE_LISTS, NoAnswer
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import Connection, nodes, streams
@@ -66,7 +66,7 @@ _ENDING = {"path": "$request.body#/path", "source_id": "$request.body#/source_id
 
 
 @bp.post("/ready")
-@operation(
+@Operation(
     "tellReady",
     {
         204: Answer(
@@ -101,7 +101,7 @@ def ready() -> flask.Response:
 
 
 @bp.post("/not-ready")
-@operation("tellNotReady", {204: Answer("It is written down.")}, takes=Event, asks=OfNode)
+@Operation("tellNotReady", {204: Answer("It is written down.")}, takes=Event, asks=OfNode)
 def not_ready() -> flask.Response:
     """A connection is no longer live.
 

@@ -890,6 +890,7 @@ def test_a_cursor_that_we_did_not_give_is_refused(cursor, api):
         ("since=2026-01-31T12:00:00", "since"),
         ("until=2026-13-31T12:00:00Z", "until"),
         ("until=1700000000", "until"),
+        ("cursor=x", "cursor"),
         ("path=a%00b", "path"),
         ("protocol=%00", "protocol"),
         ("node=a%00", "node"),
