@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 INSTALLS := .ci/install constraints.txt setup.cfg setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench races real format lint types openapi wheel clean
+.PHONY: help run test check bench races real audit format lint types openapi wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -30,6 +30,11 @@ races: .venv/installed-dev ## every race of claims, 10,000 times each
 real: .venv/installed-dev ## the tests with real MediaMTX servers, MEDIAMTX_BIN=…:… (else the one on PATH), ffmpeg and WHIP
 	@$(VENV) -m pip --quiet install --no-build-isolation -c constraints.txt -e '.[real]'
 	@$(VENV) -m pytest -m mediamtx -p no:randomly tests/real tests/test_mediamtx_config.py
+
+audit: .venv/installed-dev ## ask PyPI for known flaws of what constraints.txt pins; needs its JSON API
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/pip --quiet install pip-audit
+	@.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: .venv/installed-dev ## format the code, and mend what lint can mend
 	@$(VENV) -m ruff format .

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -139,9 +140,13 @@ class Database:
 
     def take_bound(self, count: int) -> Numbers:
         """So many numbers whose keys are bound to a path that is not theirs, to be asked again and again."""
+        return self.take_changed(count, "path = 'bound/' || hint || id")
+
+    def take_changed(self, count: int, change: LiteralString) -> Numbers:
+        """So many numbers whose keys have these columns set, to be asked again and again."""
         taken = self.take(count, again=True)
         self.conn.execute(
-            f"UPDATE stream_keys SET path = 'bound/' || hint || id WHERE id IN (SELECT {_KEY_ID} FROM {_SERIES})",  # noqa: S608
+            f"UPDATE stream_keys SET {change} WHERE id IN (SELECT {_KEY_ID} FROM {_SERIES})",  # noqa: S608
             _bounds(taken),
         )
         return taken
