@@ -61,7 +61,7 @@ _CHUNKS = 2000
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
 _CODED = re.compile(rb"\r\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _CHUNKED = re.compile(
-    rb"^(?:\r\n)*[^\r\n]* HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*?transfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE
+    rb"^(?:\r\n)*[^\r\n]* HTTP/1\.[1-9]\r\n(?:[^\r\n]+\r\n)*?transfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE
 )
 _ASKS_FIRST = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _GO_AHEAD = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -1006,6 +1006,8 @@ def test_a_worker_ends_when_its_master_is_gone(start, connect):
         (b"GET / HTTP/1.1\r\nX-Content-Length: 5\r\n\r\n", True),
         (chunked("/"), True),
         (chunked("/")[:-1], False),
+        (chunked("/").replace(b"HTTP/1.1", b"HTTP/1.2"), True),
+        (chunked("/").replace(b"HTTP/1.1", b"HTTP/1.2")[:-1], False),
         (chunked("/", b"hello"), True),
         (chunked("/", b"hello", trailer=b"X: y\r\n"), True),
         (chunked("/", b"hello", trailer=b"X: y\r\n")[:-2], False),

@@ -97,7 +97,9 @@ def requests(draw: st.DrawFn) -> bytes:
             lines = head.split(b"\r\n")
             request = b"\r\n".join([*lines, draw(st.sampled_from(lines))]) + end + body
         else:
-            request = request.replace(b"HTTP/1.1", draw(st.sampled_from([b"HTTP/1.0", b"HTTP/1.1 ", b"http/1.1"])), 1)
+            request = request.replace(
+                b"HTTP/1.1", draw(st.sampled_from([b"HTTP/1.0", b"HTTP/1.2", b"HTTP/1.1 ", b"http/1.1"])), 1
+            )
     return request
 
 
