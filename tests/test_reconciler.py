@@ -298,6 +298,20 @@ def test_a_claim_that_is_live_ends_what_it_takes_over_from(scene, path):
     assert scene.fake.kicks == ([] if path == PATH else [old.source_id])
 
 
+def test_a_connection_that_is_let_in_again_after_a_stop_is_not_closed(scene):
+    """An RTSP publisher that is not live yet cannot be closed: the stop still waits for it."""
+    key = scene.make_key()
+    publisher = scene.pending(protocol="rtsp", key=key)
+    streams.stop(scene.conn, scene.stream(publisher)["id"], hold_seconds=0)
+    scene.tick()
+    assert scene.claim(publisher, key).outcome == "claimed"
+    scene.fake.go_live(publisher)
+    scene.tick()
+    scene.tick()
+    assert scene.is_connected(publisher)
+    assert scene.is_active(publisher)
+
+
 def test_the_watchers_of_a_publisher_that_came_back_follow(scene):
     key = scene.make_key()
     first = scene.active(key=key)

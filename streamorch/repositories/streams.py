@@ -391,7 +391,8 @@ def kicks(
 ) -> list[Kick]:
     """Connections of a node that are still to be closed, oldest first; all, or those of one stream, key, broadcaster.
 
-    A stream stands for its key: what else was ended with it is to be closed as well.
+    A stream stands for its key: what else was ended with it is to be closed as well. What was let in again since on the
+    same connection goes on.
     """
     with conn.cursor(row_factory=class_row(Kick)) as cursor:
         return cursor.execute(
@@ -404,6 +405,9 @@ def kicks(
               AND (%(broadcaster_id)s::uuid IS NULL OR k.broadcaster_id = %(broadcaster_id)s::uuid)
               AND (%(stream_id)s::uuid IS NULL
                    OR s.stream_key_id = (SELECT o.stream_key_id FROM streams AS o WHERE o.id = %(stream_id)s::uuid))
+              AND NOT EXISTS (SELECT 1 FROM streams AS o
+                              WHERE o.node = s.node AND o.ended_at IS NULL
+                                AND (o.auth_id = s.auth_id OR o.source_id = s.source_id))
             ORDER BY s.kick_requested_at
             LIMIT %(limit)s
             """,
