@@ -250,6 +250,8 @@ class FakeMediaMTX:
         """Another process on the same port: no connections, no paths, no entries, another start."""
         self.refuse()
         with self._lock:
+            for publisher in self._live.values():
+                publisher.is_live = False
             self._forget()
         self._listen()
 
@@ -262,7 +264,7 @@ class FakeMediaMTX:
         self._paths: dict[str, _Item] = {}
         self._names: list[str] = []
         self._vanishing: set[Publisher] = set()
-        self._immortal: set[Publisher] = set()
+        self._immortal: dict[Publisher, float] = {}
 
     # --- who publishes, who reads ---
 
@@ -324,6 +326,11 @@ class FakeMediaMTX:
                 del self._live[publisher.path]
                 self._drop_readers(publisher.path)
 
+    def is_connected(self, publisher: Publisher) -> bool:
+        """Is it in its list, live or not?"""
+        with self._lock:
+            return publisher.source_id in self._lists[LISTS[publisher.protocol]]
+
     def send(self, publisher: Publisher, n_bytes: int) -> None:
         """Its counters grow by as much."""
         publisher.count(more=n_bytes)
@@ -352,6 +359,11 @@ class FakeMediaMTX:
             self._readers.setdefault(path, []).extend({"type": named, "id": reader_id} for reader_id in ids)
             self._show(path)
         return ids
+
+    def readers(self, path: str) -> int:
+        """How many read this path."""
+        with self._lock:
+            return len(self._readers.get(path, ()))
 
     def unread(self, path: str) -> None:
         """All readers of a path leave."""
@@ -551,9 +563,9 @@ class FakeMediaMTX:
         """It leaves just before the next kick of it."""
         self._vanishing.add(publisher)
 
-    def ignore_kicks(self, publisher: Publisher) -> None:
+    def ignore_kicks(self, publisher: Publisher, *, times: float = math.inf) -> None:
         """Kicks of it are answered ok, and it stays."""
-        self._immortal.add(publisher)
+        self._immortal[publisher] = times
 
     def forget_calls(self) -> None:
         """Start `calls` and `kicks` anew."""
@@ -597,9 +609,9 @@ class FakeMediaMTX:
         """Tell the service that it is live, as the hook line of mediamtx.yml does; the status of the answer."""
         return self._call_back("/webhook/ready", _told(publisher))
 
-    def hook_not_ready(self, publisher: Publisher) -> int:
-        """Tell the service that it is over; the status of the answer."""
-        return self._call_back("/webhook/not-ready", _told(publisher))
+    def hook_not_ready(self, publisher: Publisher, *, is_named: bool = True) -> int:
+        """Tell the service that it is over; the status of the answer. Unnamed: of the path alone, as the plain hook."""
+        return self._call_back("/webhook/not-ready", _told(publisher) if is_named else {"path": publisher.path})
 
     def _call_back(self, path: str, body: dict[str, Any]) -> int:
         assert self.callback_url, "this FakeMediaMTX has no callback_url"
@@ -756,7 +768,9 @@ class FakeMediaMTX:
         elif publisher.is_live and publisher.protocol in CONNECTIONS and self.crash_on_rtsp_kick:
             self.refuse()
             return None
-        elif publisher not in self._immortal:
+        elif self._immortal.get(publisher, 0) > 0:
+            self._immortal[publisher] -= 1
+        else:
             with self._turn() if publisher.is_live and publisher.protocol in CONNECTIONS else nullcontext():
                 self.leave(publisher)
         self.kicks.append(item_id)

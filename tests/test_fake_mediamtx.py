@@ -416,6 +416,22 @@ def test_a_kick_may_be_ignored(fake):
     assert names(fake) == ["live/cam7"]
 
 
+def test_the_first_kick_may_be_ignored_alone(fake):
+    publisher = fake.publish("live/cam7")
+    fake.ignore_kicks(publisher, times=1)
+    assert kick(fake, publisher).status == 200
+    assert fake.is_connected(publisher)
+    assert kick(fake, publisher).status == 200
+    assert not fake.is_connected(publisher)
+
+
+def test_nobody_is_live_after_a_restart(fake):
+    publisher = fake.publish("live/cam7")
+    assert len(fake.read("live/cam7", n=2)) == fake.readers("live/cam7")
+    fake.restart()
+    assert (publisher.is_live, fake.is_connected(publisher), fake.readers("live/cam7")) == (False, False, 0)
+
+
 def test_a_kick_of_a_live_rtsp_session_may_crash_the_server(fake):
     fake.crash_on_rtsp_kick = True
     waiting = fake.publish("live/cam6", "rtsp", live=False)

