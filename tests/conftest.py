@@ -31,19 +31,15 @@ from streamorch.repositories import Connection, connect, migrate
 from streamorch.settings import Settings
 from tests.fake_mediamtx import FakeMediaMTX
 
-# HYPOTHESIS_PROFILE=proof tries a hundred times as many examples, others each time.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-hypothesis.settings.register_profile("proof", max_examples=10_000, deadline=None)
+# Slow is not wrong: that is for a bench to say. HYPOTHESIS_PROFILE=proof tries a hundred times as many examples, others
+# each time.
+_PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("ci", _PATIENT, derandomize=True)
+hypothesis.settings.register_profile("proof", _PATIENT, max_examples=10_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 API_SECRET = "test-api-secret"
 NO_MEDIA_SERVER = "http://127.0.0.1:9"  # the port of discard: refused at once
-
-# The same examples in each run, and slow is not wrong: that is for a busy machine, and for `make bench`, to say.
-hypothesis.settings.register_profile(
-    "ci", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("ci")
 
 
 def _load_schema(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:

@@ -18,8 +18,8 @@ from streamorch import signing
 from tests.conftest import API_SECRET
 from tests.fake_mediamtx import FakeMediaMTX, Publisher
 from tests.faults.crowd import BEARER, SECONDS, hold_log, make_keys, wait_until
+from tests.passing import TIMES
 from tests.running import Service
-from tests.test_reconciler import TIMES
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def move_all_times(conn: psycopg.Connection[Any], seconds: float) -> None:
     """All that is written down becomes so much older, the lease of the leader too: the clock has jumped ahead."""
     with conn.transaction():
         conn.execute("LOCK TABLE leaders, streams IN EXCLUSIVE MODE")
-        for table, columns in {**TIMES, "leaders": ("expires_at",), "departures": ("departed_at",)}.items():
+        for table, columns in {**TIMES, "leaders": ("expires_at",)}.items():
             for column in columns:
                 name = psycopg.sql.Identifier(column)
                 conn.execute(
