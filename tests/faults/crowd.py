@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -120,6 +120,29 @@ def question(key: str, path: str, connection_id: str | None = None, **members: A
     """What MediaMTX asks for a publisher."""
     own = {"action": "publish", "path": path, "protocol": "rtmp", "id": connection_id or str(uuid.uuid4())}
     return own | {"password": key} | members
+
+
+class Asking:
+    """One claim, asked beside what else goes on; `status` is 0 when there was no answer."""
+
+    def __init__(self, url: str, body: dict[str, Any]):
+        self.status = 0
+        self._url = url
+        self._body = body
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def _ask(self) -> None:
+        with closing(Caller(self._url)) as caller, suppress(OSError, http.client.HTTPException):
+            self.status, _, _ = caller.ask("POST", "/auth", self._body)
 
 
 class Crowd:

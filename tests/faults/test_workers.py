@@ -2,11 +2,10 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,6 +14,7 @@ import requests
 from tests.faults.crowd import (
     CLIENTS_OF_A_WORKER,
     SECONDS,
+    Asking,
     Crowd,
     assert_few,
     hold_log,
@@ -63,7 +63,7 @@ def test_workers_killed_in_the_middle_of_a_claim(start: Callable[..., Service]) 
         for number, key in enumerate(values):
             body = question(key, f"live/a{number}")
             before = service.workers()
-            with psycopg.connect(service.database_url) as holder, Asking(service, body) as asking:
+            with psycopg.connect(service.database_url) as holder, Asking(service.url, body) as asking:
                 holder.execute("SELECT 1 FROM stream_keys FOR UPDATE")
                 asking.begin()
                 wait_until(
@@ -79,7 +79,7 @@ def test_workers_killed_in_the_middle_of_a_claim(start: Callable[..., Service]) 
                     os.kill(pid, signal.SIGKILL)
                 if number % 2:  # long enough for the claim to give up
                     time.sleep(0.4)
-            assert asking.lost
+            assert asking.status == 0
             wait_until(lambda: len(service.workers() - before) == 2)  # noqa: B023
             # PostgreSQL is not told that the client is gone, and goes on until it has to answer.
             wait_until(
@@ -98,31 +98,6 @@ def test_workers_killed_in_the_middle_of_a_claim(start: Callable[..., Service]) 
     assert set(stored[1::2]) == {0}
     assert set(stored) <= {0, 1}
     hold_log(service)
-
-
-class Asking:
-    """One question, asked beside what else goes on."""
-
-    def __init__(self, service: Service, body: dict[str, Any]):
-        self.service = service
-        self.body = body
-        self.lost = False
-        self.thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def begin(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.thread.join()
-
-    def _ask(self) -> None:
-        try:
-            requests.post(f"{self.service.url}/auth", json=self.body, timeout=10)
-        except requests.RequestException:
-            self.lost = True
 
 
 def count_of(conn: psycopg.Connection[Any], body: dict[str, Any]) -> int:
