@@ -187,6 +187,13 @@ class World:
         moment: datetime = row[0]
         return moment + self.passed
 
+    def hold_until(self, key: Key) -> datetime:
+        """Until when a key is held that was just put on hold."""
+        row = self.conn.execute("SELECT hold_until FROM stream_keys WHERE id = %s", [key.id]).fetchone()
+        assert row is not None
+        moment: datetime = row[0]
+        return moment + self.passed
+
     def pass_time(self, seconds: int) -> None:
         """All that is written down becomes so much older; the list shows it, which no writer of the service told."""
         pass_time(self.conn, seconds)
@@ -411,6 +418,7 @@ class World:
         assert isinstance(reconciler._api, Interruptible)
         reconciler._api.meanwhile = meanwhile
         self.note(f"reconciler {number} ticks")
+        began_at = self.now()
         try:
             report = reconciler.tick(self.conn, force=True)
         except LostLead:
@@ -429,7 +437,7 @@ class World:
             self.failing_ticks, self.failing_since = 0, None
         elif self.is_away:
             self.failing_ticks += 1
-            self.failing_since = self.failing_since or self.now()
+            self.failing_since = self.failing_since or began_at
         return report
 
     # --- what there is ---
@@ -449,9 +457,9 @@ class World:
         return None
 
     def row_of(self, encoder: Encoder, rows: Iterable[Row] | None = None) -> Row | None:
-        """The last stream of this connection."""
+        """The stream of this connection: the active one, or the pending one, or the last."""
         found = [row for row in rows or self.rows.values() if row.auth_id == encoder.publisher.auth_id]
-        return max(found, key=lambda row: (row.is_open, row.claimed_at), default=None)
+        return max(found, key=lambda row: (row.is_active, row.is_open, row.claimed_at), default=None)
 
     def look(self, row: Row) -> Seen:
         """What a look at its connection will find."""

@@ -254,6 +254,7 @@ class Machine(RuleBasedStateMachine):
             return
         hold = 30 if draw.more < 2 else 0
         with_it = {other.id for other in rows if hold and other.stream_key_id == row.stream_key_id and other.is_pending}
+        asked_at = self.world.now()
         status = self.world.call("DELETE", f"/streams/{row.id}?hold_seconds={hold}").status
         self.world.note(f"the stream on {row.path} is stopped, hold {hold}")
         assert status == 204, self.story(f"DELETE: {status}")
@@ -261,8 +262,11 @@ class Machine(RuleBasedStateMachine):
             with_it = set()
         elif hold:
             key = self.key_of(row)
-            until = oracle.later(self.world.now(), hold)
-            key.hold_until = max(key.hold_until, until) if key.hold_until else until
+            until = self.world.hold_until(key)
+            earliest = max(oracle.later(asked_at, hold), key.hold_until or asked_at)
+            latest = max(oracle.later(self.world.now(), hold), key.hold_until or asked_at)
+            assert earliest <= until <= latest, self.story(f"a hold until {until}")
+            key.hold_until = until
         self.judge("stop_stream", Happening(stopped={row.id} | with_it))
 
     # --- encoders ---------------------------------------------------------------------------------------------------
@@ -412,7 +416,11 @@ class Machine(RuleBasedStateMachine):
         if live is None:
             return
         where = live.publisher.path
-        self.world.fake.read(where, n=draw.more) if draw.more else self.world.fake.unread(where)
+        kind = "srtConn" if self.world.fault == "off webrtc" else "webRTCSession"
+        if draw.more:
+            self.world.fake.read(where, kind, draw.more)
+        else:
+            self.world.fake.unread(where)
         self.judge("readers", Happening())
 
     # --- hooks ------------------------------------------------------------------------------------------------------
@@ -565,8 +573,9 @@ class Machine(RuleBasedStateMachine):
             self.world.pass_time(2)
             self.world.read()
             self.look_at_the_list(is_changed=None)
+            asked_at = self.world.now()
             self.judge("settle", self.ticked(0))
-        self.compare_with_the_media_server()
+        self.compare_with_the_media_server(asked_at)
 
     def teardown(self) -> None:
         if self.is_sound:
@@ -703,14 +712,16 @@ class Machine(RuleBasedStateMachine):
             )
         self.world.heard.clear()
 
-    def compare_with_the_media_server(self) -> None:
-        """The table equals the media server."""
+    def compare_with_the_media_server(self, asked_at: datetime) -> None:
+        """The table equals the media server, as of the last tick."""
         world = self.world
         now = world.now()
         live = {encoder.publisher.source_id: encoder for encoder in world.live()}
         for encoder in live.values():
             if world.is_nameless(encoder) and encoder.publisher.source_id in world.unclaimed:
                 continue  # of whom nobody knows whose it is: it is reported
+            if encoder.key and encoder.key.lost_right(now) != encoder.key.lost_right(asked_at):
+                continue  # in this moment
             assert self.is_rightful(encoder, now), self.story(f"{encoder} is live after two ticks, and its stream not")
         for row in world.rows.values():
             if row.is_active and row.source_id not in live:
@@ -721,10 +732,12 @@ class Machine(RuleBasedStateMachine):
                 assert world.viewers[row.id] == viewers, self.story(f"{viewers} watch {row}")
             elif row.is_pending:
                 of = world.encoder_of(row)
-                is_there = of is not None and world.is_connected(of) and row.lease_expires_at > now
+                is_there = of is not None and world.is_connected(of) and row.lease_expires_at > asked_at
                 assert is_there, self.story(f"it is pending after two ticks: {row}")
             if row.is_open:
-                assert not self.key_of(row).lost_right(now), self.story(f"it is open, and its key has no right: {row}")
+                assert not self.key_of(row).lost_right(asked_at), self.story(
+                    f"it is open, and its key has no right: {row}"
+                )
 
 
 # The newest; and two of those in which auth names RTSP publishers by their connection. The oldest does not even tell
