@@ -1,0 +1,326 @@
+"""The mutants: which text of which file becomes what, and which tests notice. Data alone."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """`old` stands exactly once in `file`; with `new` in its place one of `tests` fails."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied_to(self, text: str) -> str:
+        """The text of the file with the fault in it; ValueError when it is not there to be broken."""
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.file} has {text.count(self.old)} times {self.old!r}")
+        return text.replace(self.old, self.new)
+
+
+_AUTH = ("tests/blueprints/test_auth.py",)
+_HOOKS = ("tests/blueprints/test_webhooks.py",)
+_RECONCILER = ("tests/test_reconciler.py",)
+
+_ALL = (
+    # --- who is let in ---
+    Mutant(
+        "an-expired-key-is-let-in",
+        "sql/0004_speed.sql",
+        "        WHEN key.expires_at <= moment THEN 'stream-key-expired'\n",
+        "",
+        _AUTH,
+    ),
+    Mutant(
+        "a-revoked-key-is-let-in",
+        "sql/0004_speed.sql",
+        "        WHEN key.revoked_at IS NOT NULL THEN 'stream-key-revoked'\n",
+        "",
+        _AUTH,
+    ),
+    Mutant(
+        "a-hold-is-forgotten",
+        "sql/0004_speed.sql",
+        "        WHEN key.hold_until > moment THEN 'stream-stopped'\n",
+        "",
+        _AUTH,
+    ),
+    Mutant(
+        "a-disabled-broadcaster-is-let-in",
+        "sql/0004_speed.sql",
+        "        WHEN key.broadcaster_disabled_at IS NOT NULL THEN 'broadcaster-disabled'\n",
+        "",
+        _AUTH,
+    ),
+    Mutant(
+        "a-bound-key-goes-anywhere",
+        "sql/0004_speed.sql",
+        "        WHEN key.path <> p_path THEN 'path-not-allowed'\n",
+        "",
+        _AUTH,
+    ),
+    Mutant(
+        "a-replay-is-any-path-of-the-connection",
+        "sql/0004_speed.sql",
+        "        IF rival.stream_key_id = key.id AND rival.node = p_node AND rival.path = p_path\n",
+        "        IF rival.stream_key_id = key.id AND rival.node = p_node\n",
+        _AUTH,
+    ),
+    Mutant(
+        "a-lapsed-claim-stands-in-the-way",
+        "sql/0004_speed.sql",
+        "              AND (rival.lease_expires_at <= moment OR (",
+        "              AND (false OR (",
+        _AUTH,
+    ),
+    Mutant(
+        "who-takes-over-never-takes-over",
+        "streamorch/look.py",
+        '    if not rival.is_active or rival.takeover == "never":\n        return False\n    is_old',
+        "    if not rival.is_active:\n        return False\n    is_old",
+        ("tests/test_look.py", *_AUTH),
+    ),
+    Mutant(
+        "in-use-is-said-without-a-look",
+        "streamorch/blueprints/auth.py",
+        "if rival is not None and not of.looks.gives_way(rival, deadline=deadline):",
+        "if rival is not None:",
+        _AUTH,
+    ),
+    Mutant(
+        "the-first-growth-is-life",
+        "streamorch/look.py",
+        "            if first_growth is not None and now - first_growth >= _APART_SECONDS:\n",
+        "            if True:\n",
+        ("tests/test_look.py",),
+    ),
+    Mutant(
+        "a-claim-is-made-without-a-connection",
+        "streamorch/blueprints/auth.py",
+        '    if question.id == "":\n',
+        "    if False:\n",
+        _AUTH,
+    ),
+    Mutant(
+        "a-key-may-stand-in-the-path",
+        "streamorch/blueprints/auth.py",
+        "    if keys.has_form(question.path):\n        _refuse(",
+        "    if False:\n        _refuse(",
+        _AUTH,
+    ),
+    Mutant(
+        "the-metrics-secret-opens-the-control-api",
+        "streamorch/blueprints/auth.py",
+        'is_scrape = question.action != "api" and settings',
+        "is_scrape = settings",
+        _AUTH,
+    ),
+    Mutant(
+        "only-the-first-secret-counts",
+        "streamorch/signing.py",
+        "        found |= hmac.compare_digest(presented, secret.encode())\n",
+        "        return hmac.compare_digest(presented, secret.encode())\n",
+        ("tests/test_signing.py", "tests/blueprints/test_guard.py"),
+    ),
+    Mutant(
+        "a-signature-holds-for-ever",
+        "streamorch/signing.py",
+        "    if abs(int(now) - seconds) > _MAX_DRIFT_SECONDS:\n",
+        "    if False:\n",
+        ("tests/test_signing.py", "tests/blueprints/test_guard.py"),
+    ),
+    # --- what hooks do ---
+    Mutant(
+        "a-hook-revives-what-has-ended",
+        "sql/0003_media_server.sql",
+        "    IF target.id IS NULL OR target.path <> p_path OR target.ended_at IS NOT NULL THEN\n        outcome := 'not-found';\n",
+        "    IF target.id IS NULL OR target.path <> p_path THEN\n        outcome := 'not-found';\n",
+        _HOOKS,
+    ),
+    Mutant(
+        "not-ready-ends-whoever-is-on-the-path",
+        "sql/0003_media_server.sql",
+        "BEGIN\n    target := stream_of_connection_v1(p_node, p_source_id);\n    IF target.id IS NULL THEN\n        -- Its start may",
+        "BEGIN\n    SELECT s.* INTO target FROM streams AS s WHERE s.node = p_node AND s.path = p_path"
+        " AND s.ended_at IS NULL AND s.started_at IS NOT NULL;\n    IF target.id IS NULL THEN\n        -- Its start may",
+        _HOOKS,
+    ),
+    Mutant(
+        "the-old-stream-ends-at-acceptance",
+        "sql/0004_speed.sql",
+        "    outcome := 'claimed';\n",
+        "    UPDATE streams AS s SET ended_at = moment, end_reason = 'superseded', replaced_by = stream_id\n"
+        "    WHERE s.id = checked.replaces;\n    outcome := 'claimed';\n",
+        _AUTH,
+    ),
+    Mutant(
+        "an-early-end-is-forgotten",
+        "sql/0003_media_server.sql",
+        "               AND d.departed_at > clock_timestamp() - interval '60 seconds') THEN\n",
+        "               AND false) THEN\n",
+        _HOOKS,
+    ),
+    Mutant(
+        "an-end-is-told-and-the-list-stays",
+        "sql/0003_media_server.sql",
+        "    IF FOUND THEN\n        PERFORM bump_live_list_v1();\n        outcome := 'ended';\n    ELSE\n        outcome := 'late';\n    END IF;\nEND\n$$;\n",
+        "    outcome := CASE WHEN FOUND THEN 'ended' ELSE 'late' END;\nEND\n$$;\n",
+        ("tests/blueprints/test_streams.py",),
+    ),
+    Mutant(
+        "a-hook-without-the-callback-secret-is-heard",
+        "streamorch/blueprints/webhooks.py",
+        "bp.before_request(first(require_media_server))\n",
+        "",
+        ("tests/blueprints/test_guard.py",),
+    ),
+    # --- who is cut off ---
+    Mutant(
+        "kicked-before-the-commit",
+        "streamorch/blueprints/stream_keys.py",
+        "    with service().database.connection() as conn:\n        outcome = stream_keys.revoke(conn, wanted)\n",
+        "    service().kicker.cut_off(stream_key_id=wanted).result()\n"
+        "    service().kicker.cut_off = lambda **whose: None\n"
+        "    with service().database.connection() as conn:\n        outcome = stream_keys.revoke(conn, wanted)\n",
+        ("tests/blueprints/test_stream_keys.py",),
+    ),
+    Mutant(
+        "the-404-of-one-list-is-gone",
+        "streamorch/mediamtx.py",
+        "            exists = True\n            if found is not None:\n                return _decoded(_connection, found)\n",
+        "            return None if found is None else _decoded(_connection, found)\n",
+        ("tests/test_mediamtx.py",),
+    ),
+    Mutant(
+        "a-list-that-there-is-not-says-gone",
+        "streamorch/mediamtx.py",
+        "        if not exists:\n",
+        "        if False:\n",
+        ("tests/test_mediamtx.py",),
+    ),
+    Mutant(
+        "a-kick-is-not-verified",
+        "streamorch/kicks.py",
+        "        if time.monotonic() > deadline:\n            return False\n",
+        "        return True\n",
+        ("tests/test_kicks.py",),
+    ),
+    Mutant(
+        "a-live-rtsp-publisher-is-kicked",
+        "streamorch/mediamtx.py",
+        '        if protocol == "rtsp":\n            return self._close_rtsp(connection_id, path, seconds)\n',
+        "",
+        ("tests/test_mediamtx.py",),
+    ),
+    # --- what the reconciler concludes ---
+    Mutant(
+        "a-list-without-an-answer-is-empty",
+        "streamorch/reconciler.py",
+        "                    unknown.append(protocol)\n                    break\n",
+        "                    found[name] = []\n",
+        _RECONCILER,
+    ),
+    Mutant(
+        "missed-once-is-gone",
+        "sql/0003_media_server.sql",
+        "FILTER (WHERE j.is_late OR j.is_missing AND j.id = ANY (p_missing_before))",
+        "FILTER (WHERE j.is_late OR j.is_missing)",
+        _RECONCILER,
+    ),
+    Mutant(
+        "a-stream-younger-than-the-snapshot-is-gone",
+        "sql/0003_media_server.sql",
+        "s.ended_at IS NULL AND s.started_at < p_snapshot_at\n",
+        "s.ended_at IS NULL AND s.started_at IS NOT NULL\n",
+        _RECONCILER,
+    ),
+    Mutant(
+        "reopened-past-who-has-the-path",
+        "sql/0003_media_server.sql",
+        "            WHEN EXISTS (SELECT 1 FROM streams AS s\n                         WHERE s.ended_at IS NULL AND s.stream_key_id <> target.stream_key_id\n                           AND s.node = target.node AND s.path = target.path)\n                 OR NOT EXISTS",
+        "            WHEN NOT EXISTS",
+        _RECONCILER,
+    ),
+    Mutant(
+        "a-disabled-broadcaster-is-not-settled",
+        "sql/0003_media_server.sql",
+        "          AND (k.revoked_at IS NOT NULL OR k.expires_at <= moment OR k.disabled_at IS NOT NULL OR b.disabled_at IS NOT NULL));",
+        "          AND (k.revoked_at IS NOT NULL OR k.expires_at <= moment OR k.disabled_at IS NOT NULL));",
+        _RECONCILER,
+    ),
+    Mutant(
+        "refused-once-is-lost",
+        "sql/0003_media_server.sql",
+        "p_state = 'refused' AND known.api_failures >= 2",
+        "p_state = 'refused'",
+        _RECONCILER,
+    ),
+    Mutant(
+        "an-old-leader-goes-on-writing",
+        "sql/0003_media_server.sql",
+        "    WHERE l.name = 'reconciler' AND l.epoch = p_epoch AND l.expires_at > clock_timestamp()\n    FOR SHARE;",
+        "    WHERE l.name = 'reconciler'\n    FOR SHARE;",
+        ("tests/repositories/test_reconciliation.py", "tests/test_leader.py"),
+    ),
+    Mutant(
+        "strangers-are-kicked-when-told-to-report",
+        "streamorch/reconciler.py",
+        '        if self._settings.unknown_publishers != "kick" or not newcomers:\n',
+        "        if not newcomers:\n",
+        _RECONCILER,
+    ),
+    # --- what is shown ---
+    Mutant(
+        "the-list-of-before-is-served",
+        "streamorch/live.py",
+        "                if built is None or built.version != version:\n                    with",
+        "                if built is None:\n                    with",
+        ("tests/blueprints/test_streams.py",),
+    ),
+    Mutant(
+        "a-stale-list-has-an-etag",
+        "streamorch/live.py",
+        "as_of=rfc3339(seen_at)), etag=None)",
+        "as_of=rfc3339(seen_at)))",
+        ("tests/blueprints/test_streams.py",),
+    ),
+    Mutant(
+        "a-cursor-is-taken-with-other-filters",
+        "streamorch/blueprints/__init__.py",
+        "    if bound_to != _fingerprint(filters):\n",
+        "    if False:\n",
+        ("tests/blueprints/test_streams.py", "tests/blueprints/test_stream_keys.py"),
+    ),
+    # --- what is told to nobody ---
+    Mutant(
+        "keys-are-written-to-the-log",
+        "streamorch/logs.py",
+        "        return keys.redact(msgspec.json.encode(line, enc_hook=str).decode())\n",
+        "        return msgspec.json.encode(line, enc_hook=str).decode()\n",
+        ("tests/test_logs.py",),
+    ),
+    Mutant(
+        "the-value-of-a-key-is-stored",
+        "streamorch/keys.py",
+        "    return value[-4:]\n",
+        "    return value\n",
+        ("tests/test_keys.py", "tests/blueprints/test_stream_keys.py"),
+    ),
+    # --- the database away ---
+    Mutant(
+        "a-frozen-database-is-waited-for",
+        "streamorch/repositories/__init__.py",
+        "return super().wait(gen, interval, timeout or self.statement_seconds)",
+        "return super().wait(gen, interval, timeout)",
+        ("tests/repositories/test_database.py",),
+    ),
+    Mutant(
+        "everybody-queues-for-a-database-that-is-away",
+        "streamorch/repositories/__init__.py",
+        "        self._refuse_until = time.monotonic() + _BREAKER_SECONDS\n",
+        "        self._refuse_until = 0.0\n",
+        ("tests/repositories/test_database.py",),
+    ),
+)
+MUTANTS = {mutant.name: mutant for mutant in _ALL}
