@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 INSTALLS := .ci/install constraints.txt setup.cfg setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench races real audit format lint types openapi wheel clean
+.PHONY: help run test check bench races proof real audit format lint types openapi wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ bench: .venv/installed-run ## measure the service beside an empty Flask view; CA
 
 races: .venv/installed-dev ## every race of claims, 10,000 times each
 	@$(VENV) -m tests.races
+
+proof: .venv/installed-dev ## races, the model of the world, faults, fuzzing, the contract and mutants, for an hour or two; PART=… for one
+	@$(VENV) -m tests.proof $(addprefix --part ,$(PART))
 
 real: .venv/installed-dev ## the tests with real MediaMTX servers, MEDIAMTX_BIN=…:… (else the one on PATH), ffmpeg and WHIP
 	@$(VENV) -m pip --quiet install --no-build-isolation -c constraints.txt -e '.[real]'

@@ -20,9 +20,9 @@ def main(examples: int, chains: int, seed: int | None) -> None:
     with tempfile.TemporaryDirectory(prefix="streamorch-contract-") as folder:
         outcome = run(Path(folder), examples=examples, chains=chains, seed=seed)
     click.echo(outcome.told)
-    click.echo(f"seed {seed}, {sum(counted.total() for counted in outcome.answers.values())} answers")
     for label, counted in sorted(outcome.answers.items()):
         click.echo(f"  {label:40}" + " ".join(f"{status}: {times}" for status, times in sorted(counted.items())))
+    click.echo(f"seed {seed}, {sum(counted.total() for counted in outcome.answers.values())} answers")
     sys.exit(not outcome.passed)
 
 
