@@ -68,6 +68,7 @@ def worker_exit(server: object, worker: Worker) -> None:
         service = app.extensions["streamorch"]
         app.extensions["streamorch.reconciler"].stop()
         service.kicker.close()
+        service.refusals.close()
         service.database.close()
 
 

@@ -11,6 +11,7 @@ from streamorch.blueprints import (
     asked,
     auth,
     broadcasters,
+    decisions,
     health,
     nodes,
     pages,
@@ -20,6 +21,7 @@ from streamorch.blueprints import (
     streams,
     webhooks,
 )
+from streamorch.decisions import Refusals
 from streamorch.edge import Edge, Fast, TrustedProxies, answer_preflight
 from streamorch.kicks import Kicker
 from streamorch.live import LiveList
@@ -39,7 +41,7 @@ def with_routes() -> flask.Flask:
     # Nothing redirects: MediaMTX would turn a redirected question into a GET without a body.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    for room in (auth, webhooks, broadcasters, stream_keys, streams, nodes, health, pages):
+    for room in (auth, webhooks, broadcasters, stream_keys, streams, decisions, nodes, health, pages):
         app.register_blueprint(room.bp)
     return app
 
@@ -53,7 +55,7 @@ def create_app(settings: Settings) -> flask.Flask:
         settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
     )
     live = LiveList(database, settings.media_urls)
-    service = Service(settings, database, api, Looks(api), Kicker(database, api), live)
+    service = Service(settings, database, api, Looks(api), Kicker(database, api), live, Refusals(settings.database_url))
     app.extensions["streamorch"] = service
 
     for error in (Problem, HTTPException, psycopg.OperationalError, psycopg.DataError):

@@ -121,6 +121,29 @@ OF: dict[str, Any] = {
         ],
         "kick": None,
     },
+    "DecisionPage": {
+        "decisions": [
+            {
+                "id": "0b0f3f1e-4c86-4f0f-9a52-6d1b0c7f2e04",
+                "decided_at": "2026-07-03T09:06:58.310276Z",
+                "node": "default",
+                "action": "publish",
+                "outcome": "stream-key-disabled",
+                "stream_key_id": _KEY,
+                "hint": "x7Qk",
+                "stream_id": None,
+                "rival_id": None,
+                "path": _PATH,
+                "protocol": "rtmp",
+                "remote_address": "192.0.2.7",
+                "user_agent": "FMLE/3.0",
+                "connection_id": "c0a1f6de-21f7-4dd2-8f1c-5be0c1b1f711",
+                "left_out": 14,
+            }
+        ],
+        "count": 1,
+        "next_cursor": None,
+    },
     "MediaServers": {
         "nodes": [
             {

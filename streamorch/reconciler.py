@@ -29,7 +29,7 @@ from streamorch.mediamtx import (
     Refused,
     Unauthorized,
 )
-from streamorch.repositories import NODE, PatientConnection, connect, nodes, reconciliation, streams
+from streamorch.repositories import NODE, PatientConnection, connect, decisions, nodes, reconciliation, streams
 from streamorch.repositories.reconciliation import Change, Known, Lead, Publishers
 from streamorch.settings import Settings
 
@@ -46,6 +46,8 @@ _KICKS_SECONDS = 2.0
 _KICKS = 100
 _UNKNOWN_KICKS = 5
 _DEAF_SECONDS = 60.0
+_TRIM_SECONDS = 60.0
+_TRIM_ROWS = 1000
 _MAX_BYTES = 2**63 - 1
 _MAX_ID = 255
 
@@ -89,6 +91,7 @@ class Reconciler:
         self._tracks: dict[str, bytes] = {}
         self._kicks_tried: dict[uuid.UUID, int] = {}
         self._deaf_checked_at = 0.0
+        self._trimmed_at = -_TRIM_SECONDS
 
     def start(self) -> None:
         """Begin to tick in a thread of its own."""
@@ -161,6 +164,7 @@ class Reconciler:
         self._note_deafness(conn)
         for change in report.changes:
             log.info("reconciled", extra={"outcome": change.what, "stream_id": change.stream_id, "path": change.path})
+        self._trim(conn)
         report.seconds = time.monotonic() - began
         return report
 
@@ -459,6 +463,15 @@ class Reconciler:
             )
         if report.lost:
             log.error("the media server is lost", extra={"node": NODE, "count": report.lost})
+
+    def _trim(self, conn: PatientConnection) -> None:
+        """Let go of decisions that are too old or too many: once a minute, at each tick while there are more."""
+        if time.monotonic() - self._trimmed_at < _TRIM_SECONDS:
+            return
+        epoch = self._keep(conn).epoch
+        days, rows = self._settings.decision_days, self._settings.decision_rows
+        if _led(decisions.trim(conn, epoch, days=days, rows=rows, batch=_TRIM_ROWS)) < _TRIM_ROWS:
+            self._trimmed_at = time.monotonic()
 
     def _note_deafness(self, conn: PatientConnection) -> None:
         """Say once a minute that streams can never become live: no hook comes, and nobody can be asked."""

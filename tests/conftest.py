@@ -102,7 +102,7 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     with psycopg.connect(url, autocommit=True) as conn:
         # No foreign key is looked up: of a stream that would read all others, which have no index by what they replace.
         conn.execute("SET session_replication_role = replica")
-        for table in ("stream_stats", "streams", "stream_keys", "broadcasters", "departures", "nodes"):
+        for table in ("stream_stats", "streams", "stream_keys", "broadcasters", "departures", "nodes", "decisions"):
             conn.execute(psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier(table)))
 
 
@@ -146,6 +146,7 @@ def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., f
     yield make
     for app in made:
         app.extensions["streamorch"].kicker.close()
+        app.extensions["streamorch"].refusals.close()
         app.extensions["streamorch"].database.close()
     root.handlers, root.level = handlers, level
 

@@ -22,6 +22,7 @@ from streamorch import keys
 from streamorch.repositories import (
     Connection,
     broadcasters,
+    decisions,
     migrate,
     nodes,
     only,
@@ -282,6 +283,7 @@ def use_everything(conn: Connection) -> None:
         use_keys(conn, text)
         use_streams(conn, text)
         use_reconciliation(conn, text)
+        use_decisions(conn, text)
     ping(conn)
     migrate.is_current(conn)
 
@@ -377,6 +379,16 @@ def use_streams(conn: Connection, text: str) -> None:
             streams.page(conn, status="all", filters=filters, limit=limit, after=(str(AN_HOUR_AGO), str(owner)))
 
 
+def use_decisions(conn: Connection, text: str) -> None:
+    one = uuid.uuid4()
+    decisions.note(conn, [decisions.Refusal("invalid-stream-key", path=text)])
+    decisions.note(conn, [decisions.Refusal(text, stream_key_id=one, left_out=2**40)] * 3)
+    for filters in ({}, {"path": text}, {"outcome": "claimed", "since": AN_HOUR_AGO}, {"stream_id": one}):
+        for limit in (1, 1001):
+            decisions.page(conn, filters=filters, days=limit, limit=limit, after=None)
+            decisions.page(conn, filters=filters, days=limit, limit=limit, after=(str(AN_HOUR_AGO), str(one)))
+
+
 def use_reconciliation(conn: Connection, text: str) -> None:
     lead = reconciliation.lead(conn, holder=text, seconds=4, force=True)
     assert lead is not None
@@ -426,6 +438,8 @@ def use_reconciliation(conn: Connection, text: str) -> None:
     reconciliation.failed(conn, epoch, node=text, state="silent", is_there=False)
     reconciliation.reopen(conn, epoch, uuid.uuid4(), source_type=text, source_id=text)
     reconciliation.name_rtsp_session(conn, epoch, node=text, path=text, source_type=text, source_id=text)
+    for number in (1, 2**20):
+        decisions.trim(conn, epoch, days=number % 1000, rows=number, batch=number)
     reconciliation.resign(conn, epoch)
 
 

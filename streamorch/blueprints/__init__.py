@@ -19,6 +19,7 @@ import flask
 import msgspec
 
 from streamorch import keys, mediamtx_config, signing
+from streamorch.decisions import Refusals
 from streamorch.exchange import Reply, Request
 from streamorch.kicks import Kicker
 from streamorch.live import LiveList
@@ -59,7 +60,7 @@ Cursor = Annotated[Word, msgspec.Meta(description="`next_cursor` of the page bef
 
 @dataclass(frozen=True)
 class Service:
-    """What a request needs of the application: its settings, its database, and whom to ask about connections."""
+    """What a request needs of the application: its settings, its database, whom to ask, and who writes for it."""
 
     settings: Settings
     database: Database
@@ -67,6 +68,7 @@ class Service:
     looks: Looks
     kicker: Kicker
     live: LiveList
+    refusals: Refusals
 
 
 def service() -> Service:

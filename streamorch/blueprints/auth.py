@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import flask
 import msgspec
+import psycopg
 
 from streamorch import keys, paths, signing
 from streamorch.blueprints import OfNode, Service, as_flask, asked, first, node, require_media_server, service, told
@@ -18,7 +19,7 @@ from streamorch.contract import Answer, Link, Operation
 from streamorch.exchange import Reply, Request
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import streams
-from streamorch.settings import Settings
+from streamorch.repositories.decisions import Refusal
 
 bp = flask.Blueprint("auth", __name__)
 bp.before_request(first(require_media_server))
@@ -37,6 +38,8 @@ _REFUSALS = (
     "stream-stopped",
     *_IN_USE,
 )
+# Their clients ask without a credential before they ask with one (mediamtx.md 1.5).
+_ASK_TWICE = ("rtsp", "rtsps", "webrtc")
 # Until when a look may last, counted from the question: the answer is due within 2.8 s.
 _LOOK_SECONDS = 2.5
 _LOOKS = 3
@@ -63,6 +66,7 @@ class Question(msgspec.Struct, frozen=True):
 
 _decode = msgspec.json.Decoder(Question).decode
 _LET_IN = Reply(200)
+_NO_KEY = "no stream key was given"
 
 
 @bp.post("/auth")
@@ -101,26 +105,32 @@ def answer(request: Request, of: Service) -> Reply:
     from_node = node(request)
     question = told(request, _decode)
     if question.action == "publish":
-        _publish(question, from_node, of)
+        try:
+            _publish(question, from_node, of)
+        except psycopg.OperationalError:
+            _note(question, from_node, of, "database-unavailable")
+            raise
     elif question.action in ("read", "playback"):
-        _read(question, of.settings)
+        _read(question, from_node, of)
     else:
-        _operate(question, of.settings)
+        _operate(question, from_node, of)
     return _LET_IN
 
 
 def _publish(question: Question, from_node: str, of: Service) -> None:
     """Claim the path for the key; only check the key when there is no connection yet (page, OPTIONS)."""
     if keys.has_form(question.path):
-        _refuse(question, "path-not-allowed", paths.KEY_IN_PATH)
+        _refuse(question, from_node, of, "path-not-allowed", paths.KEY_IN_PATH)
     key = keys.presented(question.password, question.token, question.query)
     if key is None:
-        # The first try of every RTSP publisher and browser (mediamtx.md 1.5): routine, not an attack.
+        if question.protocol not in _ASK_TWICE:
+            _refuse(question, from_node, of, "unauthorized", _NO_KEY)
+        # Routine, and no attack.
         if log.isEnabledFor(logging.DEBUG):
             log.debug("publish without a key", extra=_facts(question))
-        raise Problem("unauthorized", "no stream key was given")
+        raise Problem("unauthorized", _NO_KEY)
     if refusal := paths.refusal(question.path):
-        _refuse(question, "path-not-allowed", refusal)
+        _refuse(question, from_node, of, "path-not-allowed", refusal)
     if question.id == "":
         raise Problem("invalid-request", errors=[FieldError("id", "is empty; null means that there is no connection")])
     for name, text in (("id", question.id or ""), ("protocol", question.protocol), ("ip", question.ip)):
@@ -144,7 +154,7 @@ def _publish(question: Question, from_node: str, of: Service) -> None:
     else:
         claim = of.database.run(partial(streams.check, key_hash=keys.digest(key), node=from_node, path=question.path))
     if not claim.is_granted:
-        _refuse(question, claim.outcome, stream_key_id=claim.stream_key_id, rival_id=claim.rival_id)
+        _refuse(question, from_node, of, claim.outcome, key=key, claim=claim)
     if log.isEnabledFor(logging.INFO):
         log.info(
             "publish granted",
@@ -172,29 +182,73 @@ def _claim(of: Service, **wanted: Any) -> streams.Claim:
     return claim
 
 
-def _refuse(question: Question, slug: str, detail: str = "", **facts: object) -> NoReturn:
-    if log.isEnabledFor(logging.INFO):
-        log.info("publish refused", extra=_facts(question) | {"outcome": slug} | facts)
+def _refuse(
+    question: Question,
+    from_node: str,
+    of: Service,
+    slug: str,
+    detail: str = "",
+    *,
+    key: str | None = None,
+    claim: streams.Claim | None = None,
+) -> NoReturn:
+    """End with this problem, noted and logged."""
+    _note(question, from_node, of, slug, key=key, claim=claim)
     raise Problem(slug, detail, status=401 if slug in _IN_USE else None)
 
 
-def _read(question: Question, settings: Settings) -> None:
+def _note(
+    question: Question,
+    from_node: str,
+    of: Service,
+    slug: str,
+    *,
+    key: str | None = None,
+    claim: streams.Claim | None = None,
+) -> None:
+    """Note a refusal to be looked up; its log line is left out where the note is."""
+    stream_key_id, rival_id = (claim.stream_key_id, claim.rival_id) if claim else (None, None)
+    facts = _facts(question)
+    storable: dict[str, Any] = {name: value and _storable(value) for name, value in facts.items()}
+    left_out = of.refusals.note(
+        Refusal(
+            slug,
+            node=from_node,
+            stream_key_id=stream_key_id,
+            # Of what is none of our keys the last characters may be those of some other secret.
+            hint=keys.hint(key) if key and (stream_key_id or keys.has_form(key)) else None,
+            rival_id=rival_id,
+            user_agent=_storable(question.userAgent)[:512],
+            **storable,
+        )
+    )
+    if left_out is not None and log.isEnabledFor(logging.INFO):
+        log.info(
+            "publish refused" if question.action == "publish" else "refused",
+            extra=facts
+            | {"outcome": slug, "stream_key_id": stream_key_id, "rival_id": rival_id}
+            | ({"left_out": left_out} if left_out else {}),
+        )
+
+
+def _read(question: Question, from_node: str, of: Service) -> None:
     """READ_POLICY, from memory: MediaMTX up to v1.17 asks for every HLS segment."""
+    settings = of.settings
     if settings.read_policy == "public":
         return
-    if settings.read_policy == "secret" and settings.read_secret is not None:
-        given = keys.presented(question.password, question.token, question.query) or question.query
-        if signing.matches(given, (settings.read_secret,)):
-            return
-    log.debug("read refused", extra=_facts(question))
-    raise Problem(
-        "unauthorized",
-        "reading needs the read secret" if settings.read_policy == "secret" else "reading is switched off",
-    )
+    given = keys.presented(question.password, question.token, question.query) or question.query
+    if settings.read_policy == "secret" and signing.matches(given, (settings.read_secret or "",)):
+        return
+    detail = "reading needs the read secret" if settings.read_policy == "secret" else "reading is switched off"
+    if given:
+        _refuse(question, from_node, of, "unauthorized", detail)
+    log.debug("read without a secret", extra=_facts(question))
+    raise Problem("unauthorized", detail)
 
 
-def _operate(question: Question, settings: Settings) -> None:
+def _operate(question: Question, from_node: str, of: Service) -> None:
     """api, metrics, pprof: our own credential, since our Control API calls come back here (v1.20.1), or a scraper's."""
+    settings = of.settings
     if question.action in ("api", "metrics", "pprof"):
         is_own = question.user == settings.mediamtx_api_user
         if signing.matches(question.password, settings.mediamtx_api_passwords) and is_own:
@@ -202,12 +256,19 @@ def _operate(question: Question, settings: Settings) -> None:
         is_scrape = question.action != "api" and settings.metrics_secret is not None
         if is_scrape and signing.matches(question.password or question.token, (settings.metrics_secret or "",)):
             return
-    log.debug("operation refused", extra=_facts(question))
-    raise Problem("unauthorized", "this action needs a credential of its own")
+    detail = "this action needs a credential of its own"
+    if question.password or question.token:
+        _refuse(question, from_node, of, "unauthorized", detail)
+    log.debug("operation without a credential", extra=_facts(question))
+    raise Problem("unauthorized", detail)
 
 
-def _facts(question: Question) -> dict[str, object]:
-    """What a log line tells of a question: never the credentials or the query."""
+def _storable(text: str) -> str:
+    return keys.redact(text).replace("\x00", "")
+
+
+def _facts(question: Question) -> dict[str, Any]:
+    """What is told of a question: never the credentials or the query."""
     return {
         "action": keys.redact(question.action)[:32],
         "path": keys.redact(question.path)[:255],

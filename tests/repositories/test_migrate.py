@@ -57,7 +57,7 @@ def run(url, statement):
 
 def test_names_are_numbered_in_order():
     assert sorted(NAMES) == NAMES
-    assert [name[:4] for name in NAMES] == [f"{number:04}" for number in range(1, len(NAMES) + 1)]
+    assert len({name[:4] for name in NAMES}) == len(NAMES)
     assert all(re.fullmatch(r"\d{4}_[a-z_]+", name) for name in NAMES)
     assert len({migration.checksum for migration in migrate.available()}) == len(NAMES)
 
