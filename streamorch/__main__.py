@@ -26,7 +26,7 @@ from streamorch.app import create_app, with_routes
 from streamorch.blueprints import Service, moment
 from streamorch.mediamtx import ControlAPI
 from streamorch.reconciler import LostLead, Reconciler
-from streamorch.repositories import Connection, Database, connect
+from streamorch.repositories import Actor, Connection, Database, connect
 from streamorch.repositories import broadcasters as broadcaster_rows
 from streamorch.repositories import migrate as migrations
 from streamorch.repositories import stream_keys as key_rows
@@ -262,7 +262,7 @@ def _database() -> Iterator[Connection]:
     database = Database(url, min_size=1, max_size=1)
     database.open()
     try:
-        with database.connection() as conn:
+        with database.connection(actor=Actor("CLI")) as conn:
             yield conn
     finally:
         database.close()

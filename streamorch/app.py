@@ -9,6 +9,7 @@ from streamorch.blueprints import (
     Service,
     as_flask,
     asked,
+    audit,
     auth,
     broadcasters,
     decisions,
@@ -41,7 +42,7 @@ def with_routes() -> flask.Flask:
     # Nothing redirects: MediaMTX would turn a redirected question into a GET without a body.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    for room in (auth, webhooks, broadcasters, stream_keys, streams, decisions, nodes, health, pages):
+    for room in (auth, webhooks, broadcasters, stream_keys, streams, decisions, audit, nodes, health, pages):
         app.register_blueprint(room.bp)
     return app
 

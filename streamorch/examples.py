@@ -76,6 +76,10 @@ _ENDED = {
     "media": None,
 }
 
+_EVENT = dict.fromkeys(
+    ("reason", "who", "address", "stream_id", "connection_id", "left_out", "before", "after"),
+)
+
 # By the name of a parameter in a path.
 IDS = {"broadcaster_id": _BROADCASTER, "stream_key_id": _KEY, "stream_id": _STREAM, "slug": "path-in-use"}
 OF: dict[str, Any] = {
@@ -142,6 +146,52 @@ OF: dict[str, Any] = {
             }
         ],
         "count": 1,
+        "next_cursor": None,
+    },
+    "ChangePage": {
+        "changes": [
+            {
+                "id": "6a1c2f0d-7f33-4be5-8d60-2a9e41c0de05",
+                "changed_at": "2026-07-03T09:07:12.902114Z",
+                "who": "API_SECRET",
+                "address": "198.51.100.4",
+                "request_id": "9f3c1b7ad08e4b6c8a55d2f04c1e7a60",
+                "action": "update",
+                "kind": "stream_key",
+                "subject_id": _KEY,
+                "before": {"disabled": True},
+                "after": {"disabled": False},
+            }
+        ],
+        "count": 1,
+        "next_cursor": None,
+    },
+    "EventPage": {
+        "events": [
+            _EVENT
+            | {
+                "id": "00000000-0000-0000-0000-000000000001",
+                "at": "2026-07-03T09:07:31.204518Z",
+                "event": "claimed",
+                "address": "192.0.2.7",
+                "connection_id": _CONNECTION,
+            },
+            _EVENT
+            | {
+                "id": "00000000-0000-0000-0000-000000000002",
+                "at": "2026-07-03T09:07:33.118207Z",
+                "event": "live",
+                "connection_id": _CONNECTION,
+            },
+            _EVENT
+            | {
+                "id": "00000000-0000-0000-0000-000000000004",
+                "at": "2026-07-03T09:58:02.640913Z",
+                "event": "ended",
+                "reason": "disconnected",
+            },
+        ],
+        "count": 3,
         "next_cursor": None,
     },
     "MediaServers": {

@@ -32,14 +32,19 @@ class BrokenBody(BadRequest):
 
 
 class Request:
-    """What was asked. `problem` is the slug of the problem that the reply is, for the log line."""
+    """What was asked.
 
-    __slots__ = ("_body", "environ", "problem", "request_id", "started")
+    `problem` is the slug of the problem that the reply is, for the log line; `caller` the name of the credential that
+    its guard found right.
+    """
+
+    __slots__ = ("_body", "caller", "environ", "problem", "request_id", "started")
 
     def __init__(self, environ: "WSGIEnvironment"):
         self.environ = environ
         self.started = time.perf_counter()
         self.problem: str | None = None
+        self.caller: str | None = None
         self._body: bytes | None = None
         asked = environ.get("HTTP_X_REQUEST_ID", "")
         usable = asked and REQUEST_ID.fullmatch(asked) and not keys.has_form(asked)

@@ -36,6 +36,7 @@ _TAGS = {
     "stream keys": "The credentials of encoders. The value of one is in the answer that made it, and nowhere else.",
     "broadcasters": "Who may publish.",
     "decisions": "Why an encoder was refused, and when it was let in.",
+    "audit": "Who changed what.",
     "nodes": "The media servers.",
     "auth": "What MediaMTX asks before it lets anybody in.",
     "webhooks": "What MediaMTX's hook commands tell.",

@@ -29,7 +29,7 @@ from streamorch.mediamtx import (
     Refused,
     Unauthorized,
 )
-from streamorch.repositories import NODE, PatientConnection, connect, decisions, nodes, reconciliation, streams
+from streamorch.repositories import NODE, PatientConnection, audit, connect, decisions, nodes, reconciliation, streams
 from streamorch.repositories.reconciliation import Change, Known, Lead, Publishers
 from streamorch.settings import Settings
 
@@ -465,12 +465,15 @@ class Reconciler:
             log.error("the media server is lost", extra={"node": NODE, "count": report.lost})
 
     def _trim(self, conn: PatientConnection) -> None:
-        """Let go of decisions that are too old or too many: once a minute, at each tick while there are more."""
+        """Let go of what is too old or too much, once a minute, and at each tick while there is more."""
         if time.monotonic() - self._trimmed_at < _TRIM_SECONDS:
             return
         epoch = self._keep(conn).epoch
         days, rows = self._settings.decision_days, self._settings.decision_rows
-        if _led(decisions.trim(conn, epoch, days=days, rows=rows, batch=_TRIM_ROWS)) < _TRIM_ROWS:
+        most = _led(decisions.trim(conn, epoch, days=days, rows=rows, batch=_TRIM_ROWS))
+        if self._settings.audit_days:
+            most = max(most, _led(audit.trim(conn, epoch, days=self._settings.audit_days, batch=_TRIM_ROWS)))
+        if most < _TRIM_ROWS:
             self._trimmed_at = time.monotonic()
 
     def _note_deafness(self, conn: PatientConnection) -> None:

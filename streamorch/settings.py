@@ -53,6 +53,7 @@ class Settings:
     lease_seconds: int
     decision_days: int
     decision_rows: int
+    audit_days: int
     trusted_proxies: tuple[IPNetwork, ...]
     cors_origins: tuple[str, ...]
     workers: int
@@ -114,6 +115,7 @@ class Settings:
             reconcile_seconds=env.number("RECONCILE_SECONDS", 2.0, 0.2, 60.0),
             decision_days=env.integer("DECISION_DAYS", 30, 1, 3650),
             decision_rows=env.integer("DECISION_ROWS", 200_000, 1000, 100_000_000),
+            audit_days=env.integer("AUDIT_DAYS", 365, 0, 36500),
             lease_seconds=env.integer("LEASE_SECONDS", 20, 1, 600),
             trusted_proxies=tuple(env.network("TRUSTED_PROXIES", text) for text in env.listed("TRUSTED_PROXIES")),
             cors_origins=tuple(env.origin("CORS_ORIGINS", text) for text in env.listed("CORS_ORIGINS")),

@@ -102,7 +102,16 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     with psycopg.connect(url, autocommit=True) as conn:
         # No foreign key is looked up: of a stream that would read all others, which have no index by what they replace.
         conn.execute("SET session_replication_role = replica")
-        for table in ("stream_stats", "streams", "stream_keys", "broadcasters", "departures", "nodes", "decisions"):
+        for table in (
+            "stream_stats",
+            "streams",
+            "stream_keys",
+            "broadcasters",
+            "departures",
+            "nodes",
+            "decisions",
+            "audit",
+        ):
             conn.execute(psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier(table)))
 
 

@@ -21,6 +21,7 @@ from werkzeug.test import TestResponse
 from streamorch import keys
 from streamorch.repositories import (
     Connection,
+    audit,
     broadcasters,
     decisions,
     migrate,
@@ -30,6 +31,7 @@ from streamorch.repositories import (
     reconciliation,
     stream_keys,
     streams,
+    timeline,
 )
 from tests.conftest import MediaServer
 
@@ -371,6 +373,9 @@ def use_streams(conn: Connection, text: str) -> None:
     streams.kicked(conn, one)
     streams.check(conn, key_hash=keys.digest(text), node="default", path=text)
     streams.version(conn)
+    for limit in (1, 1001):
+        timeline.page(conn, one, limit=limit, after=None)
+        timeline.page(conn, one, limit=limit, after=(str(AN_HOUR_AGO), str(owner)))
     nothing = dict.fromkeys(("broadcaster_id", "stream_key_id", "path", "protocol", "node", "end_reason", "since"))
     for filters in (nothing, nothing | {"path": text}, nothing | {"since": AN_HOUR_AGO, "broadcaster_id": owner}):
         streams.live_filtered(conn, filters)
@@ -381,6 +386,11 @@ def use_streams(conn: Connection, text: str) -> None:
 
 def use_decisions(conn: Connection, text: str) -> None:
     one = uuid.uuid4()
+    filters: dict[str, Any]
+    for filters in ({}, {"who": text}, {"kind": text, "subject_id": one, "since": AN_HOUR_AGO}):
+        for limit in (1, 1001):
+            audit.page(conn, filters=filters, limit=limit, after=None)
+            audit.page(conn, filters=filters, limit=limit, after=(str(AN_HOUR_AGO), str(one)))
     decisions.note(conn, [decisions.Refusal("invalid-stream-key", path=text)])
     decisions.note(conn, [decisions.Refusal(text, stream_key_id=one, left_out=2**40)] * 3)
     for filters in ({}, {"path": text}, {"outcome": "claimed", "since": AN_HOUR_AGO}, {"stream_id": one}):
@@ -440,6 +450,7 @@ def use_reconciliation(conn: Connection, text: str) -> None:
     reconciliation.name_rtsp_session(conn, epoch, node=text, path=text, source_type=text, source_id=text)
     for number in (1, 2**20):
         decisions.trim(conn, epoch, days=number % 1000, rows=number, batch=number)
+        audit.trim(conn, epoch, days=number % 1000, batch=number)
     reconciliation.resign(conn, epoch)
 
 

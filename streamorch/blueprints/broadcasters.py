@@ -10,6 +10,7 @@ from streamorch.blueprints import (
     Cursor,
     Limit,
     Metadata,
+    actor,
     after,
     answer,
     body,
@@ -122,7 +123,7 @@ def create() -> flask.Response:
     """
     new = body(NewBroadcaster)
     broadcaster_id = new.id or uuid4()
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         made = broadcasters.create(
             conn,
             broadcaster_id=broadcaster_id,
@@ -163,7 +164,7 @@ def change(broadcaster_id: str) -> flask.Response:
     """
     wanted = identifier(broadcaster_id)
     changes = given(body(BroadcasterChanges))
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         outcome = broadcasters.update(conn, wanted, changes)
         found = broadcasters.get(conn, wanted) if outcome == "updated" else None
     if found is None:
@@ -180,7 +181,7 @@ def delete(broadcaster_id: str) -> flask.Response:
     204, and 204 again: it and its keys leave the lists, the keys are revoked, their streams ended.
     """
     wanted = identifier(broadcaster_id)
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         outcome = broadcasters.delete(conn, wanted)
     if outcome == "not-found":
         raise Problem("not-found", "no such broadcaster")

@@ -12,6 +12,7 @@ from streamorch.blueprints import (
     Limit,
     Metadata,
     When,
+    actor,
     after,
     answer,
     body,
@@ -152,7 +153,7 @@ def create() -> flask.Response:
     new = body(NewStreamKey, rules=_RULES)
     stream_key_id = new.id or uuid4()
     value = keys.mint()
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         outcome = stream_keys.create(
             conn,
             stream_key_id=stream_key_id,
@@ -207,7 +208,7 @@ def change(stream_key_id: str) -> flask.Response:
     """
     wanted = identifier(stream_key_id)
     changes = given(body(StreamKeyChanges, rules=_RULES))
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         outcome = stream_keys.update(conn, wanted, changes)
         found = stream_keys.get(conn, wanted) if outcome == "updated" else None
     if outcome == "revoked":
@@ -230,7 +231,7 @@ def revoke(stream_key_id: str) -> flask.Response:
     204, and 204 again: from then on nobody publishes with it, and its streams have ended. It stays in the lists.
     """
     wanted = identifier(stream_key_id)
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         outcome = stream_keys.revoke(conn, wanted)
     if outcome == "not-found":
         raise Problem("not-found", "no such stream key")

@@ -16,6 +16,7 @@ from streamorch.blueprints import (
     Service,
     When,
     Word,
+    actor,
     after,
     answer,
     as_flask,
@@ -35,7 +36,7 @@ from streamorch.contract import Answer, Link, Operation
 from streamorch.exchange import Reply, Request
 from streamorch.live import LiveStreams, rfc3339
 from streamorch.problems import Problem
-from streamorch.repositories import streams
+from streamorch.repositories import streams, timeline
 
 bp = flask.Blueprint("streams", __name__, url_prefix="/streams")
 bp.before_request(first(require_api_caller))
@@ -95,6 +96,21 @@ class StreamPage(msgspec.Struct, frozen=True):
     """History, last claimed first; `next_cursor` is null on the last page."""
 
     streams: list[ListedStream]
+    count: int
+    next_cursor: str | None
+
+
+class WhichEvents(msgspec.Struct, frozen=True):
+    """The query of GET /streams/{id}/events."""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class EventPage(msgspec.Struct, frozen=True):
+    """What became of a stream, oldest first; `next_cursor` is null on the last page."""
+
+    events: list[timeline.Event]
     count: int
     next_cursor: str | None
 
@@ -184,6 +200,7 @@ def live(request: Request, of: Service) -> Reply:
             links=(
                 Link("getStreamKey", {"stream_key_id": "$response.body#/stream_key_id"}),
                 Link("getBroadcaster", {"broadcaster_id": "$response.body#/broadcaster/id"}),
+                Link("listEvents", _ONE),
             ),
         )
     },
@@ -206,7 +223,7 @@ def change(stream_id: str) -> flask.Response:
     """Change what of a stream is yours."""
     wanted = identifier(stream_id)
     changes = given(body(StreamChanges))
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         outcome = streams.update(conn, wanted, changes)
         return _one(streams.get(conn, wanted) if outcome == "updated" else None)
 
@@ -220,12 +237,37 @@ def stop(stream_id: str) -> flask.Response:
     """
     wanted = identifier(stream_id)
     hold_seconds = query(Hold).hold_seconds
-    with service().database.connection() as conn:
+    with service().database.connection(actor=actor()) as conn:
         outcome = streams.stop(conn, wanted, hold_seconds=hold_seconds)
     if outcome == "not-found":
         raise Problem("not-found", "no such stream")
     service().kicker.cut_off(stream_id=wanted)
     return no_content()
+
+
+@bp.get("/<stream_id>/events")
+@Operation(
+    "listEvents",
+    {200: Answer("The page.", EventPage)},
+    asks=WhichEvents,
+    problems=("not-found",),
+)
+def events(stream_id: str) -> flask.Response:
+    """What became of a stream, oldest first.
+
+    From its claim to its end: what was changed meanwhile and by whom, and who was refused because of it.
+    """
+    wanted = identifier(stream_id)
+    asked_for = query(WhichEvents)
+    bound = {"stream_id": wanted}
+    last = after(asked_for.cursor, bound)
+    with service().database.connection() as conn:
+        found = timeline.page(conn, wanted, limit=asked_for.limit + 1, after=last)
+    if not found and last is None:
+        raise Problem("not-found", "no such stream")
+    items, more = found[: asked_for.limit], len(found) > asked_for.limit
+    cursor = next_cursor(items[-1].at, items[-1].id, bound) if more else None
+    return answer(EventPage(items, len(items), cursor))
 
 
 def _one(stream: streams.Stream | None) -> flask.Response:

@@ -33,6 +33,9 @@ Moment = Annotated[
 Object = Annotated[
     msgspec.Raw, msgspec.Meta(description="Any members, yours alone.", extra_json_schema={"type": "object"})
 ]
+Members = Annotated[
+    msgspec.Raw, msgspec.Meta(description="Members of what was changed.", extra_json_schema={"type": "object"})
+]
 
 _POOL_WAIT_SECONDS = 0.2
 _STATEMENT_SECONDS = 0.8
@@ -58,6 +61,14 @@ class ReadOnly(psycopg.OperationalError):
     sqlstate = "25006"
 
 
+class Actor(msgspec.Struct, frozen=True):
+    """For whom something is changed, as the audit trail tells it: the credential, from where, in which request."""
+
+    who: str
+    address: str | None = None
+    request_id: str | None = None
+
+
 class Connection(psycopg.Connection[TupleRow]):
     """A connection on which no statement lasts longer than 0.8 s of the client's clock.
 
@@ -66,6 +77,11 @@ class Connection(psycopg.Connection[TupleRow]):
     """
 
     statement_seconds = _STATEMENT_SECONDS
+    actor: Actor | None = None
+
+    def acting(self) -> str:
+        """What a statement that changes something says to acting_v1; "" when nobody is named."""
+        return msgspec.json.encode(self.actor).decode() if self.actor else ""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         try:
@@ -139,8 +155,10 @@ class Database:
         self._pool.close()
 
     @contextmanager
-    def connection(self, *, despite_breaker: bool = False) -> Iterator[Connection]:
+    def connection(self, *, despite_breaker: bool = False, actor: Actor | None = None) -> Iterator[Connection]:
         """A connection in autocommit; Unavailable or another OperationalError when there is none to be had.
+
+        `actor` is for whom it changes something.
 
         After a missed deadline the next 250 ms are refused without trying: fifty callers must not queue for a
         database that is away. (A connection that is merely lost does not count: the next one may be well.)
@@ -148,6 +166,7 @@ class Database:
         if time.monotonic() < self._refuse_until and not despite_breaker:
             raise Unavailable("not asked: it did not answer a moment ago")
         conn = self._take()
+        conn.actor = actor
         try:
             yield conn
         except Unavailable:
@@ -157,6 +176,7 @@ class Database:
             if self._away and not conn.closed:
                 self._away = False
                 log.info("the database answers again")
+            conn.actor = None
             self._pool.putconn(conn)
 
     def run(self, work: Callable[[Connection], T]) -> T:

@@ -67,10 +67,17 @@ def create(
     done = conn.execute(
         """/* broadcasters.create */
         INSERT INTO broadcasters (id, display_name, metadata, disabled_at)
-        VALUES (%(id)s, %(display_name)s, %(metadata)s, CASE WHEN %(disabled)s THEN clock_timestamp() END)
+        SELECT %(id)s, %(display_name)s, %(metadata)s, CASE WHEN %(disabled)s THEN clock_timestamp() END
+        FROM acting_v1(%(actor)s)
         ON CONFLICT DO NOTHING
         """,
-        {"id": broadcaster_id, "display_name": display_name, "metadata": Jsonb(metadata), "disabled": disabled},
+        {
+            "actor": conn.acting(),
+            "id": broadcaster_id,
+            "display_name": display_name,
+            "metadata": Jsonb(metadata),
+            "disabled": disabled,
+        },
     )
     return done.rowcount == 1
 
@@ -80,12 +87,18 @@ def update(conn: Connection, broadcaster_id: UUID, changes: dict[str, Any]) -> s
     return str(
         only(
             conn,
-            "/* broadcasters.update */ SELECT update_broadcaster_v1(%(id)s, %(changes)s)",
-            {"id": broadcaster_id, "changes": Jsonb(changes)},
+            "/* broadcasters.update */ SELECT update_broadcaster_v1(%(id)s, %(changes)s) FROM acting_v1(%(actor)s)",
+            {"actor": conn.acting(), "id": broadcaster_id, "changes": Jsonb(changes)},
         )[0]
     )
 
 
 def delete(conn: Connection, broadcaster_id: UUID) -> str:
     """Revoke its keys, end its streams, keep its history; 'deleted', 'already' or 'not-found'."""
-    return str(only(conn, "/* broadcasters.delete */ SELECT delete_broadcaster_v1(%(id)s)", {"id": broadcaster_id})[0])
+    return str(
+        only(
+            conn,
+            "/* broadcasters.delete */ SELECT delete_broadcaster_v1(%(id)s) FROM acting_v1(%(actor)s)",
+            {"actor": conn.acting(), "id": broadcaster_id},
+        )[0]
+    )

@@ -125,8 +125,10 @@ def create(
         SELECT create_stream_key_v1(
             %(id)s, %(broadcaster_id)s, %(key_hash)s, %(hint)s, %(label)s, %(path)s,
             %(takeover)s, %(expires_at)s, %(disabled)s, %(metadata)s)
+        FROM acting_v1(%(actor)s)
         """,
             {
+                "actor": conn.acting(),
                 "id": stream_key_id,
                 "broadcaster_id": broadcaster_id,
                 "key_hash": key_hash,
@@ -151,12 +153,18 @@ def update(conn: Connection, stream_key_id: UUID, changes: dict[str, Any]) -> st
     return str(
         only(
             conn,
-            "/* stream_keys.update */ SELECT update_stream_key_v1(%(id)s, %(changes)s)",
-            {"id": stream_key_id, "changes": Jsonb(changes)},
+            "/* stream_keys.update */ SELECT update_stream_key_v1(%(id)s, %(changes)s) FROM acting_v1(%(actor)s)",
+            {"actor": conn.acting(), "id": stream_key_id, "changes": Jsonb(changes)},
         )[0]
     )
 
 
 def revoke(conn: Connection, stream_key_id: UUID) -> str:
     """Take the key back for good and end its open streams; 'revoked', 'already' or 'not-found'."""
-    return str(only(conn, "/* stream_keys.revoke */ SELECT revoke_stream_key_v1(%(id)s)", {"id": stream_key_id})[0])
+    return str(
+        only(
+            conn,
+            "/* stream_keys.revoke */ SELECT revoke_stream_key_v1(%(id)s) FROM acting_v1(%(actor)s)",
+            {"actor": conn.acting(), "id": stream_key_id},
+        )[0]
+    )

@@ -438,8 +438,8 @@ def stop(conn: Connection, stream_id: UUID, *, hold_seconds: int) -> str:
     return str(
         only(
             conn,
-            "/* streams.stop */ SELECT stop_stream_v1(%(id)s, %(hold_seconds)s)",
-            {"id": stream_id, "hold_seconds": Int4(hold_seconds)},
+            "/* streams.stop */ SELECT stop_stream_v1(%(id)s, %(hold_seconds)s) FROM acting_v1(%(actor)s)",
+            {"actor": conn.acting(), "id": stream_id, "hold_seconds": Int4(hold_seconds)},
         )[0]
     )
 
@@ -449,8 +449,8 @@ def update(conn: Connection, stream_id: UUID, changes: dict[str, Any]) -> str:
     return str(
         only(
             conn,
-            "/* streams.update */ SELECT update_stream_v1(%(id)s, %(changes)s)",
-            {"id": stream_id, "changes": Jsonb(changes)},
+            "/* streams.update */ SELECT update_stream_v1(%(id)s, %(changes)s) FROM acting_v1(%(actor)s)",
+            {"actor": conn.acting(), "id": stream_id, "changes": Jsonb(changes)},
         )[0]
     )
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 
 import pytest
@@ -30,6 +31,9 @@ GUARDED = [
     ("GET", f"/streams/{ID}"),
     ("PATCH", f"/streams/{ID}"),
     ("DELETE", f"/streams/{ID}"),
+    ("GET", f"/streams/{ID}/events"),
+    ("GET", "/decisions"),
+    ("GET", "/audit"),
 ]
 CALLBACKS = ["/auth", "/webhook/ready", "/webhook/not-ready"]
 
@@ -67,12 +71,12 @@ class TestFromMemory:
         free = {"health.livez", "health.health", "health.readyz"}
         callbacks = {"auth.ask", "webhooks.ready", "webhooks.not_ready"}
         rest = {
-            (method, rule.rule.split("<")[0].rstrip("/"))
+            (method, re.sub("<.+?>", ID, rule.rule))
             for rule in app.url_map.iter_rules()
             if rule.endpoint not in free | callbacks and not rule.endpoint.startswith("pages.")
             for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}
         }
-        assert rest == {(method, path.replace(ID, "").rstrip("/")) for method, path in GUARDED if method != "HEAD"}
+        assert rest == {(method, path) for method, path in GUARDED if method != "HEAD"}
 
     @pytest.mark.parametrize(
         "headers",

@@ -56,7 +56,8 @@ def old(monkeypatch: pytest.MonkeyPatch) -> Iterator[OldService]:
     with monkeypatch.context() as patch:
         older = migrate.available()[:-1]
         patch.setattr(migrate, "available", lambda: older)
-        service = OldService(Path(tempfile.mkdtemp(prefix="streamorch-fault-")))
+        # The trail is new with it: what nobody has yet nobody trims.
+        service = OldService(Path(tempfile.mkdtemp(prefix="streamorch-fault-")), AUDIT_DAYS="0")
     yield service
     service.close()
 
