@@ -25,6 +25,7 @@ from streamorch.blueprints import (
 from streamorch.decisions import Refusals
 from streamorch.edge import Edge, Fast, TrustedProxies, answer_preflight
 from streamorch.kicks import Kicker
+from streamorch.limits import Allowance
 from streamorch.live import LiveList
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
@@ -56,7 +57,17 @@ def create_app(settings: Settings) -> flask.Flask:
         settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
     )
     live = LiveList(database, settings.media_urls)
-    service = Service(settings, database, api, Looks(api), Kicker(database, api), live, Refusals(settings.database_url))
+    service = Service(
+        settings,
+        database,
+        api,
+        Looks(api),
+        Kicker(database, api),
+        live,
+        Refusals(settings.database_url),
+        guesses=Allowance(settings.refusals_per_minute),
+        writes=Allowance(settings.api_writes_per_minute),
+    )
     app.extensions["streamorch"] = service
 
     for error in (Problem, HTTPException, psycopg.OperationalError, psycopg.DataError):

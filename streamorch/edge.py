@@ -106,7 +106,8 @@ class Edge:
 
     def _end(self, request: Request, status: int) -> None:
         """The log line."""
-        quiet = status < 500 and request.path in _QUIET
+        # (Too many requests would be too many lines.)
+        quiet = status == 429 or (status < 500 and request.path in _QUIET)
         level = logging.DEBUG if quiet else logging.INFO
         if log.isEnabledFor(level):
             log.log(

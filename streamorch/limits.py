@@ -31,7 +31,7 @@ class Bucket:
         return (1 - self.tokens) / per_second
 
 
-class Limit:
+class Allowance:
     """So many a minute of each caller, a minute's worth at once; 0 is no limit.
 
     Of very many callers those that were silent longest are forgotten: they may come as if for the first time.

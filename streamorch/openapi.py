@@ -273,6 +273,8 @@ def _problems(rule: Rule, found: Operation, guard: Guard | None) -> dict[int, tu
         slugs |= {"invalid-request", "too-large"}
     if found.takes and guard is require_api_caller:
         slugs.add("unsupported-media-type")
+    if guard is require_api_caller:
+        slugs.add("rate-limited")
     if any(name.endswith("_id") for name in rule.arguments) or (found.asks and guard is require_api_caller):
         slugs.add("invalid-request")
     by_status: dict[int, tuple[str, ...]] = {}

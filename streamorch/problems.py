@@ -169,9 +169,10 @@ TABLE: dict[str, Kind] = {
     "rate-limited": Kind(
         429,
         "Rate limited",
-        "Too many requests.",
-        "Wait for `Retry-After` seconds.",
-        "Look at the proxy in front: this release limits nobody itself.",
+        "Too many wrong credentials from one address, or too many writes with one.",
+        "Wait for `Retry-After` seconds. A right credential is let in at once.",
+        "GET /decisions?outcome=rate-limited tells which encoders, by address: they go on and on with a key that does"
+        " not exist. `REFUSALS_PER_MINUTE` and `API_WRITES_PER_MINUTE` are the limits, of each worker.",
     ),
     "internal-error": Kind(
         500,
@@ -245,17 +246,24 @@ class Problem(Exception):
     """Raised by blueprints to end a request with an entry of TABLE.
 
     `status` is given only where one slug has two (in-use: 401 on /auth). A detail never holds a secret:
-    MediaMTX writes the body of a refusal to its log.
+    MediaMTX writes the body of a refusal to its log. `retry_after`: seconds, where the reply tells some.
     """
 
     def __init__(
-        self, slug: str, detail: str = "", *, status: int | None = None, errors: list[FieldError] | None = None
+        self,
+        slug: str,
+        detail: str = "",
+        *,
+        status: int | None = None,
+        errors: list[FieldError] | None = None,
+        retry_after: int = RETRY_AFTER_SECONDS,
     ):
         super().__init__(slug)
         self.slug = slug
         self.detail = detail
         self.status = status
         self.errors = errors
+        self.retry_after = retry_after
 
 
 def reply(error: Exception, request: Request) -> Reply:
@@ -290,12 +298,15 @@ def _of_problem(problem: Problem, request: Request) -> Reply:
         msgspec.UNSET if problem.errors is None else problem.errors,
     )
     request.problem = problem.slug
-    return Reply(status, msgspec.json.encode(body), headers(status))
+    return Reply(status, msgspec.json.encode(body), headers(status, problem.retry_after))
 
 
-def headers(status: int) -> tuple[tuple[str, str], ...]:
+def headers(status: int, retry_after: int = RETRY_AFTER_SECONDS) -> tuple[tuple[str, str], ...]:
     """What a problem of this status carries."""
-    return _HEADERS_OF_STATUS.get(status, _HEADERS)
+    found = _HEADERS_OF_STATUS.get(status, _HEADERS)
+    if found is _RETRY_AFTER and retry_after != RETRY_AFTER_SECONDS:
+        return (*_HEADERS, ("Retry-After", str(retry_after)))
+    return found
 
 
 def _of_http(error: HTTPException, request: Request) -> Reply:

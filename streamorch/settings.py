@@ -54,6 +54,8 @@ class Settings:
     decision_days: int
     decision_rows: int
     audit_days: int
+    refusals_per_minute: int
+    api_writes_per_minute: int
     trusted_proxies: tuple[IPNetwork, ...]
     cors_origins: tuple[str, ...]
     workers: int
@@ -116,6 +118,8 @@ class Settings:
             decision_days=env.integer("DECISION_DAYS", 30, 1, 3650),
             decision_rows=env.integer("DECISION_ROWS", 200_000, 1000, 100_000_000),
             audit_days=env.integer("AUDIT_DAYS", 365, 0, 36500),
+            refusals_per_minute=env.integer("REFUSALS_PER_MINUTE", 600, 0, 1_000_000),
+            api_writes_per_minute=env.integer("API_WRITES_PER_MINUTE", 6000, 0, 1_000_000),
             lease_seconds=env.integer("LEASE_SECONDS", 20, 1, 600),
             trusted_proxies=tuple(env.network("TRUSTED_PROXIES", text) for text in env.listed("TRUSTED_PROXIES")),
             cors_origins=tuple(env.origin("CORS_ORIGINS", text) for text in env.listed("CORS_ORIGINS")),

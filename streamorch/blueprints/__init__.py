@@ -22,6 +22,7 @@ from streamorch import keys, mediamtx_config, signing
 from streamorch.decisions import Refusals
 from streamorch.exchange import Reply, Request
 from streamorch.kicks import Kicker
+from streamorch.limits import Allowance, source
 from streamorch.live import LiveList
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
@@ -69,6 +70,8 @@ class Service:
     kicker: Kicker
     live: LiveList
     refusals: Refusals
+    guesses: Allowance
+    writes: Allowance
 
 
 def service() -> Service:
@@ -116,11 +119,34 @@ def guard_of(app: flask.Flask, endpoint: str) -> Guard | None:
 
 
 def require_api_caller(request: Request, of: Service) -> None:
-    """Guard of the REST part: Bearer, X-API-Key, or rescuestream-api's signature. Problem `unauthorized` otherwise."""
+    """Guard of the REST part: Bearer, X-API-Key, or rescuestream-api's signature. Problem `unauthorized` otherwise.
+
+    `rate-limited` for one who guesses on and on, or writes on and on with the right one.
+    """
+    if refusal := _caller_refusal(request, of):
+        refuse_guess(of, "api", request.environ.get("REMOTE_ADDR", ""))
+        raise Problem("unauthorized", refusal)
+    request.caller = _API_SECRET
+    if request.method not in ("GET", "HEAD", "OPTIONS") and (wait := of.writes.take(request.caller)):
+        raise Problem("rate-limited", "too many writes with this credential", retry_after=wait)
+
+
+def refuse_guess(of: Service, what: str, address: str) -> None:
+    """Problem `rate-limited` when too many wrong credentials came from this address; ask it after the check alone.
+
+    So whoever has a right one gets in, however many others behind the same address guess. An address that is not
+    known is not limited.
+    """
+    if address and (wait := of.guesses.take((what, source(address)))):
+        raise Problem("rate-limited", "too many wrong credentials from this address", retry_after=wait)
+
+
+def _caller_refusal(request: Request, of: Service) -> str | None:
+    """Why a caller of the REST part is refused, as one sentence; None when its credential is right."""
     secrets = of.settings.api_secrets
     api_key = request.header("X-API-Key")
     if "HTTP_X_SIGNATURE" in request.environ:
-        refusal = signing.signature_refusal(
+        return signing.signature_refusal(
             secrets,
             given=request.header("X-Signature"),
             api_key=api_key,
@@ -130,16 +156,10 @@ def require_api_caller(request: Request, of: Service) -> None:
             body=request.body(),
             now=time.time(),
         )
-        if refusal:
-            raise Problem("unauthorized", refusal)
-        request.caller = _API_SECRET
-        return
     credential = signing.bearer(request.header("Authorization")) or api_key
     if not credential:
-        raise Problem("unauthorized", "send Authorization: Bearer API_SECRET, or X-API-Key: API_SECRET")
-    if not signing.matches(credential, secrets):
-        raise Problem("unauthorized", "the API secret is not right")
-    request.caller = _API_SECRET
+        return "send Authorization: Bearer API_SECRET, or X-API-Key: API_SECRET"
+    return None if signing.matches(credential, secrets) else "the API secret is not right"
 
 
 _API_SECRET = "API_SECRET"  # noqa: S105  # its name, as the audit trail tells it

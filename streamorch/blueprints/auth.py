@@ -14,7 +14,18 @@ import msgspec
 import psycopg
 
 from streamorch import keys, paths, signing
-from streamorch.blueprints import OfNode, Service, as_flask, asked, first, node, require_media_server, service, told
+from streamorch.blueprints import (
+    OfNode,
+    Service,
+    as_flask,
+    asked,
+    first,
+    node,
+    refuse_guess,
+    require_media_server,
+    service,
+    told,
+)
 from streamorch.contract import Answer, Link, Operation
 from streamorch.exchange import Reply, Request
 from streamorch.problems import FieldError, Problem
@@ -38,6 +49,7 @@ _REFUSALS = (
     "stream-stopped",
     *_IN_USE,
 )
+_GUESSES = ("unauthorized", "invalid-stream-key")
 # Their clients ask without a credential before they ask with one (mediamtx.md 1.5).
 _ASK_TWICE = ("rtsp", "rtsps", "webrtc")
 # Until when a look may last, counted from the question: the answer is due within 2.8 s.
@@ -89,7 +101,7 @@ _NO_KEY = "no stream key was given"
     },
     takes=Question,
     asks=OfNode,
-    problems=_REFUSALS,
+    problems=(*_REFUSALS, "rate-limited"),
     statuses=dict.fromkeys(_IN_USE, 401),
 )
 def ask() -> flask.Response:
@@ -192,7 +204,13 @@ def _refuse(
     key: str | None = None,
     claim: streams.Claim | None = None,
 ) -> NoReturn:
-    """End with this problem, noted and logged."""
+    """End with this problem, or as rate-limited what may be a guess; noted and logged as it is answered."""
+    if slug in _GUESSES:
+        try:
+            refuse_guess(of, "auth", question.ip)
+        except Problem as limited:
+            _note(question, from_node, of, limited.slug, key=key)
+            raise
     _note(question, from_node, of, slug, key=key, claim=claim)
     raise Problem(slug, detail, status=401 if slug in _IN_USE else None)
 
