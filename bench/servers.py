@@ -102,7 +102,14 @@ def service(
     folder: Path, database_url: str, *, log_level: str = "warning", media_server_url: str = NO_MEDIA_SERVER
 ) -> Iterator[Gunicorn]:
     """The service as `make run` starts it. Its log goes into a file of the folder."""
-    environ = {"DATABASE_URL": database_url, "LOG_LEVEL": log_level, "MEDIAMTX_API_URL": media_server_url}
+    environ = {
+        "DATABASE_URL": database_url,
+        "LOG_LEVEL": log_level,
+        "MEDIAMTX_API_URL": media_server_url,
+        # All of the load comes from one address and has one credential.
+        "REFUSALS_PER_MINUTE": "0",
+        "API_WRITES_PER_MINUTE": "0",
+    }
     with _gunicorn("service", service_command(), environ, folder, signal.SIGTERM) as found:
         found.await_answer(messages.get("/readyz").of(0))
         yield found
