@@ -22,9 +22,11 @@ def test_a_mutant_finds_what_it_breaks(mutant):
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_the_test_that_notices_is_there(mutant):
     for name in mutant.tests:
-        file, _, function = name.partition("::")
-        assert (ROOT / file).exists()
-        assert not function or f"def {function.rpartition('::')[2]}(" in (ROOT / file).read_text(encoding="utf-8")
+        file, _, rest = name.partition("::")
+        function, _, parameter = rest.removesuffix("]").partition("[")
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert not function or f"def {function}(" in text
+        assert parameter in text
 
 
 def test_a_mutant_that_finds_nothing_to_break_is_an_error():

@@ -23,6 +23,12 @@ _AUTH = ("tests/blueprints/test_auth.py",)
 _HOOKS = ("tests/blueprints/test_webhooks.py",)
 _RECONCILER = ("tests/test_reconciler.py",)
 
+
+def _story(name: str) -> tuple[str, ...]:
+    """A story of the model of the world."""
+    return (f"tests/test_world.py::test_a_story_ends_as_it_must[{name}]",)
+
+
 _ALL = (
     # --- who is let in ---
     Mutant(
@@ -30,7 +36,7 @@ _ALL = (
         "sql/0004_speed.sql",
         "        WHEN key.expires_at <= moment THEN 'stream-key-expired'\n",
         "",
-        _AUTH,
+        _story("an expired key comes back"),
     ),
     Mutant(
         "a-revoked-key-is-let-in",
@@ -44,7 +50,7 @@ _ALL = (
         "sql/0004_speed.sql",
         "        WHEN key.hold_until > moment THEN 'stream-stopped'\n",
         "",
-        _AUTH,
+        _story("a held key comes back"),
     ),
     Mutant(
         "a-disabled-broadcaster-is-let-in",
@@ -144,7 +150,7 @@ _ALL = (
         "BEGIN\n    target := stream_of_connection_v1(p_node, p_source_id);\n    IF target.id IS NULL THEN\n        -- Its start may",
         "BEGIN\n    SELECT s.* INTO target FROM streams AS s WHERE s.node = p_node AND s.path = p_path"
         " AND s.ended_at IS NULL AND s.started_at IS NOT NULL;\n    IF target.id IS NULL THEN\n        -- Its start may",
-        _HOOKS,
+        ("tests/blueprints/test_webhooks.py::test_a_late_not_ready_does_not_end_the_next_stream",),
     ),
     Mutant(
         "the-old-stream-ends-at-acceptance",
@@ -152,7 +158,7 @@ _ALL = (
         "    outcome := 'claimed';\n",
         "    UPDATE streams AS s SET ended_at = moment, end_reason = 'superseded', replaced_by = stream_id\n"
         "    WHERE s.id = checked.replaces;\n    outcome := 'claimed';\n",
-        _AUTH,
+        _story("a newcomer is let in and never live"),
     ),
     Mutant(
         "an-early-end-is-forgotten",
@@ -166,7 +172,7 @@ _ALL = (
         "sql/0003_media_server.sql",
         "    IF FOUND THEN\n        PERFORM bump_live_list_v1();\n        outcome := 'ended';\n    ELSE\n        outcome := 'late';\n    END IF;\nEND\n$$;\n",
         "    outcome := CASE WHEN FOUND THEN 'ended' ELSE 'late' END;\nEND\n$$;\n",
-        ("tests/blueprints/test_streams.py",),
+        _story("the end is told in time"),
     ),
     Mutant(
         "a-hook-without-the-callback-secret-is-heard",
@@ -179,11 +185,25 @@ _ALL = (
     Mutant(
         "kicked-before-the-commit",
         "streamorch/blueprints/stream_keys.py",
-        "    with service().database.connection() as conn:\n        outcome = stream_keys.revoke(conn, wanted)\n",
-        "    service().kicker.cut_off(stream_key_id=wanted).result()\n"
-        "    service().kicker.cut_off = lambda **whose: None\n"
-        "    with service().database.connection() as conn:\n        outcome = stream_keys.revoke(conn, wanted)\n",
-        ("tests/blueprints/test_stream_keys.py",),
+        "    with service().database.connection(actor=actor()) as conn:\n"
+        "        outcome = stream_keys.revoke(conn, wanted)\n"
+        '    if outcome == "not-found":\n'
+        '        raise Problem("not-found", "no such stream key")\n'
+        "    service().kicker.cut_off(stream_key_id=wanted)\n",
+        "    if kicked := service().kicker.cut_off(stream_key_id=wanted):\n"
+        "        kicked.result()\n"
+        "    with service().database.connection(actor=actor()) as conn:\n"
+        "        outcome = stream_keys.revoke(conn, wanted)\n"
+        '    if outcome == "not-found":\n'
+        '        raise Problem("not-found", "no such stream key")\n',
+        _story("a key is revoked while it is live"),
+    ),
+    Mutant(
+        "a-kick-of-before-closes-who-was-let-in-again",
+        "streamorch/repositories/streams.py",
+        "              AND NOT EXISTS (SELECT 1 FROM streams AS o\n",
+        "              AND EXISTS (SELECT 1 FROM streams AS o\n",
+        _RECONCILER,
     ),
     Mutant(
         "the-404-of-one-list-is-gone",
@@ -219,7 +239,7 @@ _ALL = (
         "streamorch/reconciler.py",
         "                    unknown.append(protocol)\n                    break\n",
         "                    found[name] = []\n",
-        _RECONCILER,
+        _story("a list fails while a claim waits"),
     ),
     Mutant(
         "missed-once-is-gone",
@@ -240,14 +260,14 @@ _ALL = (
         "sql/0003_media_server.sql",
         "            WHEN EXISTS (SELECT 1 FROM streams AS s\n                         WHERE s.ended_at IS NULL AND s.stream_key_id <> target.stream_key_id\n                           AND s.node = target.node AND s.path = target.path)\n                 OR NOT EXISTS",
         "            WHEN NOT EXISTS",
-        _RECONCILER,
+        _story("another key takes the path of a forgotten stream"),
     ),
     Mutant(
         "a-disabled-broadcaster-is-not-settled",
         "sql/0003_media_server.sql",
         "          AND (k.revoked_at IS NOT NULL OR k.expires_at <= moment OR k.disabled_at IS NOT NULL OR b.disabled_at IS NOT NULL));",
         "          AND (k.revoked_at IS NOT NULL OR k.expires_at <= moment OR k.disabled_at IS NOT NULL));",
-        _RECONCILER,
+        _story("a broadcaster is disabled by hand"),
     ),
     Mutant(
         "refused-once-is-lost",
@@ -269,6 +289,13 @@ _ALL = (
         '        if self._settings.unknown_publishers != "kick" or not newcomers:\n',
         "        if not newcomers:\n",
         _RECONCILER,
+    ),
+    Mutant(
+        "what-ended-on-purpose-is-reopened",
+        "sql/0003_media_server.sql",
+        "'server_restarted', 'never_started')\n    FROM unnest",
+        "'server_restarted', 'never_started', 'stopped', 'superseded')\n    FROM unnest",
+        _story("a stopped stream whose kick does nothing"),
     ),
     # --- what is shown ---
     Mutant(
