@@ -33,9 +33,9 @@ _SWAGGER_UI = ("swagger-ui.css", "swagger-ui-bundle.js")
 
 
 class Assets(NamedTuple):
-    """The files that pages load, by name, and a digest of them all, which is part of their addresses."""
+    """The files that pages load, by name, and their edition, a hash of them all, which is part of their addresses."""
 
-    digest: str
+    edition: str
     files: dict[str, bytes]
 
 
@@ -77,12 +77,12 @@ def docs() -> flask.Response:
     return _page("docs.html")
 
 
-@bp.get("/docs/<digest>/<name>")
+@bp.get("/docs/<edition>/<name>")
 @aside
-def asset(digest: str, name: str) -> flask.Response:
-    """A file that a page loads; under its digest it never changes."""
+def asset(edition: str, name: str) -> flask.Response:
+    """A file that a page loads; in its edition it never changes."""
     assets = _assets()
-    if digest != assets.digest or name not in assets.files:
+    if edition != assets.edition or name not in assets.files:
         raise Problem("not-found", "no such file")
     made = flask.Response(assets.files[name], content_type=_TYPES[name.rpartition(".")[2]], headers=_HEADERS)
     made.headers["Cache-Control"] = "public, max-age=31536000, immutable"
@@ -142,7 +142,7 @@ def _varying(made: flask.Response) -> flask.Response:
 
 @bp.app_template_global("asset")
 def _address(name: str) -> str:
-    return flask.url_for("pages.asset", digest=_assets().digest, name=name)
+    return flask.url_for("pages.asset", edition=_assets().edition, name=name)
 
 
 @bp.app_template_filter("marked")
