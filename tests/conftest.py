@@ -144,7 +144,7 @@ def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., f
         settings = make_settings(**environ)
         app = create_app(settings)
         if "/nowhere" not in settings.database_url:
-            app.extensions["streamorch"].database.await_connection()
+            app.extensions["streamorch"].database.await_connection(10)
         # create_app sends logs to standard error; pytest's own handlers see them as well.
         for handler in handlers:
             if handler not in root.handlers:

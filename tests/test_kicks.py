@@ -165,7 +165,7 @@ def test_where_nobody_can_be_asked_the_rest_is_left(fake, how, caplog):
 def kicker(database_url, fake) -> Iterator[Kicker]:
     database = Database(database_url, min_size=1, max_size=2)
     database.open()
-    database.await_connection()
+    database.await_connection(10)
     yield Kicker(database, client(fake))
     database.close()
 

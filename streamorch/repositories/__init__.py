@@ -142,9 +142,9 @@ class Database:
         self._pool.open()
         threading.Thread(target=self._check_idle_connections, name="idle-connections", daemon=True).start()
 
-    def await_connection(self) -> None:
-        """Return when the first connection is there, or after a second without one."""
-        deadline = time.monotonic() + _FIRST_CONNECTION_SECONDS
+    def await_connection(self, seconds: float = _FIRST_CONNECTION_SECONDS) -> None:
+        """Return when the first connection is there, or after so long without one."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(Unavailable), self.connection(despite_breaker=True):
                 return
@@ -175,6 +175,7 @@ class Database:
         finally:
             if self._away and not conn.closed:
                 self._away = False
+                self._refuse_until = 0.0
                 log.info("the database answers again")
             conn.actor = None
             self._pool.putconn(conn)

@@ -83,7 +83,7 @@ def subject(shared_url: str, heard: Heard) -> Iterator[Subject]:
     )
     root.handlers = handlers
     service = app.extensions["streamorch"]
-    service.database.await_connection()
+    service.database.await_connection(10)
     with psycopg.connect(shared_url, autocommit=True) as conn:
         subject = Subject(app.test_client(), conn, heard)
         fill(subject)

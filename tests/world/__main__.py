@@ -72,7 +72,7 @@ def _play(version: str, database_url: str, examples: int, asked: argparse.Namesp
         environ = {"DATABASE_URL": database_url, "API_SECRET": API_SECRET, "MEDIAMTX_API_URL": fake.url}
         app = create_app(Settings.from_env(environ | {"LOG_LEVEL": "error"}))
         service = app.extensions["streamorch"]
-        service.database.await_connection()
+        service.database.await_connection(10)
         logging.disable(logging.ERROR)  # much goes wrong here, as it should
         try:
             with run(app, fake, database_url) as world:
