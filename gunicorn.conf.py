@@ -12,7 +12,7 @@ from typing import Any
 
 from gunicorn import glogging
 
-from streamorch import logs
+from streamorch import logs, tally
 from streamorch.settings import Settings
 
 if sys.platform == "linux":
@@ -22,6 +22,8 @@ else:
 
 settings = Settings.from_env(os.environ)
 logs.configure(settings.log_level)
+# Made before the fork, so that every worker has it. A reload makes another: counters begin anew, as after a start.
+memory = tally.Memory() if settings.metrics_enabled else None
 
 
 class JSONLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
@@ -41,6 +43,8 @@ class JSONLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no ty
 class Worker(BaseWorker):
     """One that stops what else goes on in its process, too."""
 
+    slot: tally.Slot | None = None
+
     def handle_exit(self, sig: int, frame: object) -> None:
         """SIGTERM: what reconciles here stops with the rest, and lets another worker or instance lead."""
         app = getattr(self, "wsgi", None)
@@ -53,6 +57,25 @@ def when_ready(server: object) -> None:
     """Say once, not in each worker, what the settings leave open."""
     for line in settings.advice():
         logging.getLogger("streamorch").warning(line)
+
+
+def pre_fork(server: Any, worker: Worker) -> None:
+    """A place to count in. What the dead have counted is kept, also of those whose end the master did not see."""
+    if memory is not None:
+        memory.retire_all_but([other.slot for other in server.WORKERS.values() if other.slot is not None])
+        worker.slot = memory.take()
+
+
+def post_fork(server: object, worker: Worker) -> None:
+    """This process counts there."""
+    if worker.slot is not None:
+        tally.give(worker.slot)
+
+
+def child_exit(server: object, worker: Worker) -> None:
+    """The master sees the end of a worker, however it came: it leads no more, and has no connections."""
+    if worker.slot is not None:
+        worker.slot.memory.retire(worker.slot)
 
 
 def post_worker_init(worker: Worker) -> None:
@@ -74,7 +97,9 @@ def worker_exit(server: object, worker: Worker) -> None:
 
 wsgi_app = "streamorch.__main__:application()"
 host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
-bind = f"{host}:{settings.api_port}"
+bind = [f"{host}:{settings.api_port}"]
+if settings.metrics_enabled and settings.metrics_port is not None:
+    bind.append(f"{host}:{settings.metrics_port}")
 
 worker_class = Worker
 workers = settings.workers

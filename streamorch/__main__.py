@@ -232,7 +232,7 @@ def application() -> flask.Flask:
     app = create_app(Settings.from_env(os.environ))
     service: Service = app.extensions["streamorch"]
     service.database.await_connection()
-    reconciler = Reconciler(service.settings, service.api)
+    reconciler = Reconciler(service.settings, service.api, service.metrics)
     app.extensions["streamorch.reconciler"] = reconciler
     reconciler.start()
     return app

@@ -4,7 +4,7 @@ import flask
 import psycopg
 from werkzeug.exceptions import HTTPException
 
-from streamorch import logs, problems
+from streamorch import logs, problems, tally
 from streamorch.blueprints import (
     Service,
     as_flask,
@@ -14,21 +14,24 @@ from streamorch.blueprints import (
     broadcasters,
     decisions,
     health,
+    metrics,
     nodes,
     pages,
     require_api_caller,
     require_media_server,
+    require_scraper,
     stream_keys,
     streams,
     webhooks,
 )
 from streamorch.decisions import Refusals
-from streamorch.edge import Edge, Fast, TrustedProxies, answer_preflight
+from streamorch.edge import Edge, Fast, MetricsPort, TrustedProxies, answer_preflight
 from streamorch.kicks import Kicker
 from streamorch.limits import Allowance
 from streamorch.live import LiveList
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
+from streamorch.metrics import Metrics
 from streamorch.problems import Problem
 from streamorch.repositories import Database
 from streamorch.settings import Settings
@@ -43,7 +46,7 @@ def with_routes() -> flask.Flask:
     # Nothing redirects: MediaMTX would turn a redirected question into a GET without a body.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    for room in (auth, webhooks, broadcasters, stream_keys, streams, decisions, audit, nodes, health, pages):
+    for room in (auth, webhooks, broadcasters, stream_keys, streams, decisions, audit, nodes, health, metrics, pages):
         app.register_blueprint(room.bp)
     return app
 
@@ -57,16 +60,20 @@ def create_app(settings: Settings) -> flask.Flask:
         settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
     )
     live = LiveList(database, settings.media_urls)
+    counted = None
+    if settings.metrics_enabled:
+        counted = Metrics(tally.mine(), (rule.rule for rule in app.url_map.iter_rules()), database)
     service = Service(
         settings,
         database,
         api,
         Looks(api),
-        Kicker(database, api),
+        Kicker(database, api, counted),
         live,
         Refusals(settings.database_url),
         guesses=Allowance(settings.refusals_per_minute),
         writes=Allowance(settings.api_writes_per_minute),
+        metrics=counted,
     )
     app.extensions["streamorch"] = service
 
@@ -77,5 +84,8 @@ def create_app(settings: Settings) -> flask.Flask:
     app.wsgi_app = Edge(app.wsgi_app, service, FAST)  # type: ignore[method-assign]
     if settings.trusted_proxies:
         app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
+    if counted is not None and settings.metrics_port is not None:
+        scrape = Fast(require_scraper, metrics.answer)
+        app.wsgi_app = MetricsPort(app.wsgi_app, service, scrape, settings.metrics_port)  # type: ignore[method-assign]
     database.open()
     return app

@@ -28,7 +28,7 @@ _PREFLIGHT_HEADERS = (
     ("Access-Control-Max-Age", "600"),
 )
 # Asked often, and told by lines of their own or of no interest: their access line is for debugging.
-_QUIET = ("/auth", "/webhook/ready", "/webhook/not-ready", "/streams", "/livez", "/readyz", "/health")
+_QUIET = ("/auth", "/webhook/ready", "/webhook/not-ready", "/streams", "/livez", "/readyz", "/health", "/metrics")
 
 
 class Fast(NamedTuple):
@@ -55,6 +55,25 @@ class TrustedProxies:
         return (self.proxied if trusted else self.direct)(environ, start_response)
 
 
+class MetricsPort:
+    """What comes in by METRICS_PORT is for the metrics, and nothing else is."""
+
+    def __init__(self, wsgi_app: "WSGIApplication", of: Service, scrape: Fast, port: int):
+        self.service = wsgi_app
+        self.metrics = Edge(_nothing_here, of, {"GET /metrics": scrape})
+        self.port = str(port)
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        # gunicorn takes it from the socket. This stands outside of TrustedProxies, where a header may change it.
+        of = self.metrics if environ["SERVER_PORT"] == self.port else self.service
+        return of(environ, start_response)
+
+
+def _nothing_here(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    request: Request = environ[REQUEST]
+    return problems.reply(Problem("not-found"), request).send(start_response, ())
+
+
 class Edge:
     """WSGI around Flask: what happens at the beginning and at the end of each request.
 
@@ -66,6 +85,7 @@ class Edge:
         self.flask = wsgi_app
         self.of = of
         self.fast = fast
+        self.metrics = of.metrics
         self.origins = frozenset(of.settings.cors_origins)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -76,11 +96,12 @@ class Edge:
             fast = self.fast.get(f"{request.method} {environ['PATH_INFO']}{'?' if environ.get('QUERY_STRING') else ''}")
             if fast is not None:
                 reply = self._reply(fast, request)
-                self._end(request, reply.status)
+                self._end(request, environ["PATH_INFO"], reply.status)
                 return reply.send(start_response, self._headers(request))
 
             def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-                self._end(request, int(status[:3]))
+                rule = flask.request.url_rule if flask.has_request_context() else None
+                self._end(request, rule.rule if rule else "", int(status[:3]))
                 return start_response(status, headers + self._headers(request), exc_info)
 
             return self.flask(environ, start)
@@ -104,8 +125,10 @@ class Edge:
                 own += [("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", _EXPOSED)]
         return own
 
-    def _end(self, request: Request, status: int) -> None:
-        """The log line."""
+    def _end(self, request: Request, route: str, status: int) -> None:
+        """What is counted, and the log line. `route` as Flask has it, "" where there is none."""
+        if self.metrics is not None:
+            self.metrics.answered(request, route, status)
         # (Too many requests would be too many lines.)
         quiet = status == 429 or (status < 500 and request.path in _QUIET)
         level = logging.DEBUG if quiet else logging.INFO

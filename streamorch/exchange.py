@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
@@ -32,19 +32,37 @@ class BrokenBody(BadRequest):
 
 
 class Request:
-    """What was asked.
+    """What was asked; and what came of it, for the log line, the metrics and the span.
 
-    `problem` is the slug of the problem that the reply is, for the log line; `caller` the name of the credential that
-    its guard found right.
+    `problem` is the slug of the problem that the reply is; `caller` the name of the credential that its guard found
+    right. `about` is what a media server told, as it came. `outcome`, `stream_id` and `claim_seconds` (since the claim
+    of what went live) are of the stream that it was about, if any.
     """
 
-    __slots__ = ("_body", "caller", "environ", "problem", "request_id", "started")
+    __slots__ = (
+        "_body",
+        "about",
+        "caller",
+        "claim_seconds",
+        "environ",
+        "node",
+        "outcome",
+        "problem",
+        "request_id",
+        "started",
+        "stream_id",
+    )
 
     def __init__(self, environ: "WSGIEnvironment"):
         self.environ = environ
         self.started = time.perf_counter()
         self.problem: str | None = None
         self.caller: str | None = None
+        self.node: str | None = None
+        self.about: object = None
+        self.outcome: str | None = None
+        self.stream_id: UUID | None = None
+        self.claim_seconds: float | None = None
         self._body: bytes | None = None
         asked = environ.get("HTTP_X_REQUEST_ID", "")
         usable = asked and REQUEST_ID.fullmatch(asked) and not keys.has_form(asked)

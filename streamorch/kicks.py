@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 
 from streamorch.mediamtx import ControlAPI, NoAnswer, Refused, Unauthorized
+from streamorch.metrics import Metrics
 from streamorch.repositories import NODE, Database, streams
 from streamorch.repositories.streams import Kick
 
@@ -34,9 +35,10 @@ class Kicker:
     the threads that must answer them.
     """
 
-    def __init__(self, database: Database, api: ControlAPI):
+    def __init__(self, database: Database, api: ControlAPI, metrics: Metrics | None = None):
         self._database = database
         self._api = api
+        self._metrics = metrics
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kicker")
         self._stopping = threading.Event()
 
@@ -60,7 +62,7 @@ class Kicker:
         try:
             with self._database.connection() as conn:
                 wanted = streams.kicks(conn, node=NODE, limit=_AT_ONCE, **whose)
-            for kick, is_gone in carry_out(self._api, wanted):
+            for kick, is_gone in carry_out(self._api, wanted, self._metrics):
                 if is_gone:
                     self._database.run(partial(streams.kicked, stream_id=kick.stream_id))
                 if self._stopping.is_set() or time.monotonic() > until:
@@ -71,7 +73,7 @@ class Kicker:
             log.exception("cutting off failed")
 
 
-def carry_out(api: ControlAPI, kicks: Iterable[Kick]) -> Iterator[tuple[Kick, bool]]:
+def carry_out(api: ControlAPI, kicks: Iterable[Kick], metrics: Metrics | None = None) -> Iterator[tuple[Kick, bool]]:
     """Close these connections, one by one, each when it is asked for; with each: is it gone?
 
     What does not answer, or is still there, is left to the reconciler, which asks again at every tick.
@@ -81,11 +83,13 @@ def carry_out(api: ControlAPI, kicks: Iterable[Kick]) -> Iterator[tuple[Kick, bo
             is_gone = _close(api, kick)
         except NoAnswer as error:
             log.warning("kick without an answer", extra=_facts(kick) | {"reason": str(error)})
+            _tell(metrics, kick, "no-answer")
             if isinstance(error, (Refused, Unauthorized)):
                 return  # the others would fare no better
             is_gone = False
         else:
             log.info("kicked" if is_gone else "still connected", extra=_facts(kick))
+            _tell(metrics, kick, "gone" if is_gone else "still-connected")
         yield kick, is_gone
 
 
@@ -99,6 +103,11 @@ def _close(api: ControlAPI, kick: Kick) -> bool:
             return False
         time.sleep(_PAUSE_SECONDS)
     return True
+
+
+def _tell(metrics: Metrics | None, kick: Kick, result: str) -> None:
+    if metrics is not None:
+        metrics.kicked(kick.protocol, result)
 
 
 def _facts(kick: Kick) -> dict[str, object]:

@@ -238,8 +238,14 @@ def api_secret_file(home: Path) -> Path:
 
 def check_port(settings: Settings) -> None:
     """StartError when gunicorn could not listen: better said before the slow steps than after them."""
+    _check_port(settings.api_host, settings.api_port, "API_PORT")
+    if settings.metrics_enabled and settings.metrics_port is not None:
+        _check_port(settings.api_host, settings.metrics_port, "METRICS_PORT")
+
+
+def _check_port(host: str, port: int, name: str) -> None:
     try:
-        where = socket.getaddrinfo(settings.api_host, settings.api_port, type=socket.SOCK_STREAM)
+        where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = where[0]
         with socket.socket(family, kind, protocol) as probe:
             # As gunicorn does: connections of a run before, which the kernel still remembers, are no obstacle.
@@ -248,8 +254,8 @@ def check_port(settings: Settings) -> None:
             # A socket that is bound alone does not hinder the first bind, it hinders listening.
             probe.listen(1)
     except OSError as error:
-        reason = "the port is already in use; set API_PORT" if error.errno == errno.EADDRINUSE else error.strerror
-        raise StartError(f"cannot listen on {settings.api_host}:{settings.api_port}: {reason}") from None
+        reason = f"the port is already in use; set {name}" if error.errno == errno.EADDRINUSE else error.strerror
+        raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
 def service_command() -> list[str]:

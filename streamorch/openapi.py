@@ -11,7 +11,7 @@ import msgspec
 from werkzeug.routing import Rule
 
 from streamorch import __version__, contract, examples, problems
-from streamorch.blueprints import Guard, guard_of, require_api_caller, require_media_server
+from streamorch.blueprints import Guard, guard_of, require_api_caller, require_media_server, require_scraper
 from streamorch.contract import JSON, Answer, Operation
 from streamorch.exchange import REQUEST_ID
 
@@ -41,6 +41,7 @@ _TAGS = {
     "auth": "What MediaMTX asks before it lets anybody in.",
     "webhooks": "What MediaMTX's hook commands tell.",
     "health": "For probes.",
+    "metrics": "For Prometheus.",
     "pages": "This document, and a page for each problem.",
     "HEAD": "The headers of a GET, without its body.",
 }
@@ -48,6 +49,7 @@ _SECRET: list[Object] = [{"bearer": []}, {"apiKey": []}, {"apiKey": [], "timesta
 _SECURITY: dict[Guard | None, list[Object]] = {
     require_api_caller: _SECRET,
     require_media_server: [{"callbackBasic": []}, {"callbackBearer": []}, {}],
+    require_scraper: [{"scraper": []}, {"bearer": []}],
     None: [{}],
 }
 _SCHEMES = {
@@ -76,6 +78,7 @@ _SCHEMES = {
         "scheme": "basic",
         "description": "`MEDIAMTX_CALLBACK_SECRET` as password, any user. Where none is set nothing is needed.",
     },
+    "scraper": {"type": "http", "scheme": "bearer", "description": "`METRICS_SECRET`."},
     "callbackBearer": {"type": "http", "scheme": "bearer", "description": "`MEDIAMTX_CALLBACK_SECRET`."},
 }
 _HEADERS: dict[str, Object] = {
@@ -267,13 +270,14 @@ def _problems(rule: Rule, found: Operation, guard: Guard | None) -> dict[int, tu
     """The problems of an operation by status, those that follow from the way it is asked among them."""
     slugs = set(found.problems) | {"internal-error"}
     if guard is not None:
-        # Whoever is asked for a credential is answered out of the database.
-        slugs |= {"unauthorized", "database-unavailable"}
+        slugs.add("unauthorized")
+    if guard in (require_api_caller, require_media_server):
+        slugs.add("database-unavailable")  # out of which they are answered
     if found.takes:
         slugs |= {"invalid-request", "too-large"}
     if found.takes and guard is require_api_caller:
         slugs.add("unsupported-media-type")
-    if guard is require_api_caller:
+    if guard in (require_api_caller, require_scraper):
         slugs.add("rate-limited")
     if any(name.endswith("_id") for name in rule.arguments) or (found.asks and guard is require_api_caller):
         slugs.add("invalid-request")

@@ -29,6 +29,7 @@ from streamorch.mediamtx import (
     Refused,
     Unauthorized,
 )
+from streamorch.metrics import Metrics
 from streamorch.repositories import NODE, PatientConnection, audit, connect, decisions, nodes, reconciliation, streams
 from streamorch.repositories.reconciliation import Change, Known, Lead, Publishers
 from streamorch.settings import Settings
@@ -78,9 +79,10 @@ class LostLead(Exception):
 class Reconciler:
     """Ticks as long as it leads. Nothing that it keeps in memory must survive a change of the leader."""
 
-    def __init__(self, settings: Settings, api: ControlAPI):
+    def __init__(self, settings: Settings, api: ControlAPI, metrics: Metrics | None = None):
         self._settings = settings
         self._api = api
+        self._metrics = metrics
         self._holder = uuid.uuid4().hex
         self._lease_seconds = max(_LEASE_SECONDS, 2 * settings.reconcile_seconds)
         self._stopping = threading.Event()
@@ -112,18 +114,26 @@ class Reconciler:
         is_away = False
         while not self._stopping.is_set():
             began = time.monotonic()
+            if self._metrics is not None:
+                self._metrics.tell_pool()
+            result: str | None = None
             try:
                 conn = conn or connect(self._settings.database_url)
-                self.tick(conn)
+                report = self.tick(conn)
                 is_away = False
+                result = None if report is None else report.api
             except LostLead:
-                pass
+                result = "lost-lead"
             except psycopg.OperationalError as error:
                 if not is_away:
                     log.error("the reconciler waits for the database", extra={"reason": type(error).__name__})
                 is_away = True
+                result = "database-unavailable"
             except Exception:
                 log.exception("a tick of the reconciler failed")
+                result = "failed"
+            if self._metrics is not None and result is not None:
+                self._metrics.ticked(result, time.monotonic() - began)
             if conn is not None and conn.closed:
                 conn = None
             pause = self._settings.reconcile_seconds if self._lead else min(1.0, self._settings.reconcile_seconds)
@@ -138,6 +148,7 @@ class Reconciler:
         if self._lead is not None:
             reconciliation.resign(conn, self._lead.epoch)
             self._lead = None
+            self._tell_lead(0.0)
 
     def tick(self, conn: PatientConnection, *, force: bool = False) -> Report | None:
         """Hold the table against the media server once; None while another process leads.
@@ -165,6 +176,10 @@ class Reconciler:
         for change in report.changes:
             log.info("reconciled", extra={"outcome": change.what, "stream_id": change.stream_id, "path": change.path})
         self._trim(conn)
+        if self._metrics is not None:
+            known_ids = {entry["source_id"] for entry in known.unclaimed} if known else set()
+            newcomers = sum(entry["source_id"] not in known_ids for entry in report.unclaimed)
+            self._metrics.drifted(report.changes, count=report.change_count, unclaimed=newcomers)
         report.seconds = time.monotonic() - began
         return report
 
@@ -181,7 +196,12 @@ class Reconciler:
                 log.info("this process leads" if lead else "another process leads")
         self._lead = lead
         self._leads_until = asked_at + self._lease_seconds
+        self._tell_lead(self._leads_until if lead else 0.0)
         return lead
+
+    def _tell_lead(self, until: float) -> None:
+        if self._metrics is not None:
+            self._metrics.leads(until)
 
     def _keep(self, conn: PatientConnection) -> Lead:
         """The same lead once more, after the media server took its time. LostLead."""
@@ -436,7 +456,7 @@ class Reconciler:
         # Those that did not work before wait until the others had their turn.
         tried = {kick.stream_id: self._kicks_tried.get(kick.stream_id, 0) for kick in wanted}
         wanted.sort(key=lambda kick: tried[kick.stream_id])
-        for kick, is_gone in kicks.carry_out(self._api, wanted):
+        for kick, is_gone in kicks.carry_out(self._api, wanted, self._metrics):
             tried[kick.stream_id] += 1
             if is_gone:
                 streams.kicked(conn, kick.stream_id)

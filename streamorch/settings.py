@@ -13,6 +13,17 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAX_CONNECTIONS = 25
 _MIN_CONNECTIONS = 5
+_TRUTHS = {
+    "": None,
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
 
 
 class SettingError(ValueError):
@@ -45,6 +56,8 @@ class Settings:
     mediamtx_api_url: str
     mediamtx_api_user: str
     mediamtx_api_passwords: tuple[str, ...]
+    metrics_enabled: bool
+    metrics_port: int | None
     metrics_secret: str | None
     read_policy: str
     read_secret: str | None
@@ -83,6 +96,8 @@ class Settings:
             lines.append("MEDIAMTX_CALLBACK_SECRET is not set: whoever reaches this port may play the media server")
         if self.read_policy == "public":
             lines.append("READ_POLICY is public: whoever reaches MediaMTX may watch every stream")
+        if self.metrics_enabled and self.metrics_port is not None and self.metrics_secret is None:
+            lines.append("METRICS_SECRET is not set: whoever reaches METRICS_PORT may read the metrics")
         return lines
 
     @classmethod
@@ -90,6 +105,9 @@ class Settings:
         """Read and check everything; raises SettingError with the name of what is wrong."""
         env = _Reader(environ)
         api_port = env.integer("API_PORT", 8080, 1, 65535)
+        metrics_port = env.integer("METRICS_PORT", 0, 0, 65535) or None
+        if metrics_port == api_port:
+            raise SettingError("METRICS_PORT is API_PORT; leave it out, and the metrics are there")
         api_secrets = env.secrets("API_SECRET")
         read_policy = env.choice("READ_POLICY", "public", ("public", "secret", "deny"))
         read_secret = env.secret("READ_SECRET")
@@ -110,6 +128,8 @@ class Settings:
             mediamtx_api_passwords=(password,)
             if password
             else tuple(signing.media_server_password(secret) for secret in api_secrets),
+            metrics_enabled=env.truth("METRICS_ENABLED", default=True),
+            metrics_port=metrics_port,
             metrics_secret=env.secret("METRICS_SECRET"),
             read_policy=read_policy,
             read_secret=read_secret,
@@ -159,7 +179,9 @@ class _Reader:
     def secret(self, name: str) -> str | None:
         value = self._raw(name)
         # Headers arrive as Latin-1: a secret of other letters would never match.
-        if not value.isprintable() or (name in ("API_SECRET", "MEDIAMTX_CALLBACK_SECRET") and not value.isascii()):
+        if not value.isprintable() or (
+            name in ("API_SECRET", "MEDIAMTX_CALLBACK_SECRET", "METRICS_SECRET") and not value.isascii()
+        ):
             raise SettingError(f"{name} holds a character that cannot stand in a header; use letters and digits")
         return value or None
 
@@ -196,6 +218,13 @@ class _Reader:
         if value not in choices:
             raise SettingError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         return value
+
+    def truth(self, name: str, *, default: bool) -> bool:
+        value = self._raw(name).lower()
+        if value not in _TRUTHS:
+            raise SettingError(f"{name} must be true or false, not {value!r}")
+        found = _TRUTHS[value]
+        return default if found is None else found
 
     def url(self, name: str, default: str, schemes: tuple[str, ...]) -> str:
         value = self._raw(name) or default

@@ -24,6 +24,7 @@ from streamorch.repositories import (
     audit,
     broadcasters,
     decisions,
+    gauges,
     migrate,
     nodes,
     only,
@@ -405,6 +406,7 @@ def use_reconciliation(conn: Connection, text: str) -> None:
     epoch, now = lead
     nodes.heard(conn, text)
     nodes.every(conn, default=text)
+    gauges.read(conn, default=text)
     nodes.api_state(conn, text)
     reconciliation.known(conn, text)
     reconciliation.settle(conn, epoch)

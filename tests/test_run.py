@@ -479,7 +479,9 @@ class TestFailures:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             line = fail(API_PORT=str(port), DATABASE_URL=AWAY)
+            other = fail(METRICS_PORT=str(port), DATABASE_URL=AWAY)
         assert line == f"streamorch: cannot listen on 127.0.0.1:{port}: the port is already in use; set API_PORT"
+        assert other == line.replace("API_PORT", "METRICS_PORT")
 
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -26,6 +26,7 @@ from streamorch.limits import Allowance, source
 from streamorch.live import LiveList
 from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
+from streamorch.metrics import Metrics
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import NODE, Actor, Database
 from streamorch.settings import SettingError, Settings
@@ -72,6 +73,7 @@ class Service:
     refusals: Refusals
     guesses: Allowance
     writes: Allowance
+    metrics: Metrics | None
 
 
 def service() -> Service:
@@ -190,6 +192,21 @@ def require_media_server(request: Request, of: Service) -> None:
         raise Problem("unauthorized", "the callback secret is missing or not right")
 
 
+def require_scraper(request: Request, of: Service) -> None:
+    """Guard of the metrics: METRICS_SECRET or API_SECRET, as Bearer. Problem `unauthorized` otherwise.
+
+    `rate-limited` for one who guesses on and on. On a port of their own they are open unless METRICS_SECRET is set.
+    """
+    settings = of.settings
+    if settings.metrics_port is not None and settings.metrics_secret is None:
+        return
+    given = signing.bearer(request.header("Authorization"))
+    own = () if settings.metrics_secret is None else (settings.metrics_secret,)
+    if not given or not signing.matches(given, own + settings.api_secrets):
+        refuse_guess(of, "api", request.environ.get("REMOTE_ADDR", ""))
+        raise Problem("unauthorized", "send Authorization: Bearer METRICS_SECRET, or the API secret")
+
+
 def _mending_line(path: str, settings: Settings) -> str:
     """The line of mediamtx.yml that this callback should have come by, with the word SECRET in the secret's place."""
     try:
@@ -213,6 +230,7 @@ def node(request: Request) -> str:
     if name != NODE:
         log.warning("callback of a node that is not configured", extra={"node": keys.redact(name)[:64]})
         raise Problem("unauthorized", "this node is not configured")
+    request.node = name
     return name
 
 

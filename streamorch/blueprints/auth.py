@@ -115,13 +115,14 @@ def ask() -> flask.Response:
 def answer(request: Request, of: Service) -> Reply:
     """200, empty, to let it; 401, 400 or 503 as a problem not to. Any body MediaMTX gets goes into its log."""
     from_node = node(request)
-    question = told(request, _decode)
+    request.about = question = told(request, _decode)
     if question.action == "publish":
         try:
-            _publish(question, from_node, of)
+            claim = _publish(question, from_node, of)
         except psycopg.OperationalError:
             _note(question, from_node, of, "database-unavailable")
             raise
+        request.outcome, request.stream_id = claim.outcome, claim.stream_id
     elif question.action in ("read", "playback"):
         _read(question, from_node, of)
     else:
@@ -129,7 +130,7 @@ def answer(request: Request, of: Service) -> Reply:
     return _LET_IN
 
 
-def _publish(question: Question, from_node: str, of: Service) -> None:
+def _publish(question: Question, from_node: str, of: Service) -> streams.Claim:
     """Claim the path for the key; only check the key when there is no connection yet (page, OPTIONS)."""
     if keys.has_form(question.path):
         _refuse(question, from_node, of, "path-not-allowed", paths.KEY_IN_PATH)
@@ -173,6 +174,7 @@ def _publish(question: Question, from_node: str, of: Service) -> None:
             extra=_facts(question)
             | {"outcome": claim.outcome, "stream_key_id": claim.stream_key_id, "stream_id": claim.stream_id},
         )
+    return claim
 
 
 def _claim(of: Service, **wanted: Any) -> streams.Claim:

@@ -90,7 +90,9 @@ def ready() -> flask.Response:
     work = partial(
         streams.start, node=from_node, path=event.path, source_type=event.source_type, source_id=event.source_id
     )
-    outcome, stream_id = service().database.run(work)
+    request = asked()
+    outcome, stream_id, request.claim_seconds = service().database.run(work)
+    request.outcome, request.stream_id = outcome, stream_id
     _note_heard(from_node)
     log.info("ready", extra=_facts(event) | {"outcome": outcome, "stream_id": stream_id})
     if outcome not in ("active", "replay"):
@@ -121,7 +123,9 @@ def not_ready() -> flask.Response:
         work = unnamed
     else:
         return no_content()
+    request = asked()
     outcome, stream_id = service().database.run(work)
+    request.outcome, request.stream_id = outcome, stream_id
     _note_heard(from_node)
     log.info("not ready", extra=_facts(event) | {"outcome": outcome, "stream_id": stream_id})
     return no_content()
@@ -162,7 +166,7 @@ def _note_heard(from_node: str) -> None:
 
 def _event() -> Event:
     """The JSON of the body, whatever its Content-Type says: `curl -d` labels it as a form."""
-    event = told(asked(), _decode)
+    asked().about = event = told(asked(), _decode)
     errors = [
         FieldError(name, reason)
         for name, value, reason in (

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any, LiteralString, TypeVar
+from typing import Annotated, Any, LiteralString, NamedTuple, TypeVar
 
 import msgspec
 import psycopg
@@ -106,6 +106,19 @@ class PatientConnection(Connection):
     statement_seconds = 5.0
 
 
+class PoolState(NamedTuple):
+    """How the pool of one process is, and what it has been asked since its start."""
+
+    size: int
+    max_size: int
+    available: int
+    waiting: int
+    requests: int
+    waits: int
+    wait_seconds: float
+    errors: int
+
+
 class _LastFirst(deque[Connection]):
     """The idle connections of a pool, which takes from the left and puts back on the right: the last one used first.
 
@@ -191,6 +204,20 @@ class Database:
                 raise
         with self.connection(despite_breaker=True) as conn:
             return work(conn)
+
+    def pool_state(self) -> PoolState:
+        """How the pool is at this moment; asks nobody."""
+        told = self._pool.get_stats()
+        return PoolState(
+            size=told.get("pool_size", 0),
+            max_size=told.get("pool_max", 0),
+            available=told.get("pool_available", 0),
+            waiting=told.get("requests_waiting", 0),
+            requests=told.get("requests_num", 0),
+            waits=told.get("requests_queued", 0),
+            wait_seconds=told.get("requests_wait_ms", 0) / 1000,
+            errors=told.get("requests_errors", 0),
+        )
 
     def _take(self) -> Connection:
         """A connection that is alive, within 0.2 s.

@@ -26,6 +26,18 @@ class Claim(NamedTuple):
         return self.outcome in ("claimed", "replay", "valid")
 
 
+class Start(NamedTuple):
+    """What a start came to.
+
+    outcome is 'active', 'replay' (it was), 'not-found' (no claim, or it has ended), or the end_reason of a claim whose
+    key lost its right meanwhile. `claim_seconds`: how long ago it was claimed; None of what did not start now.
+    """
+
+    outcome: str
+    stream_id: UUID | None
+    claim_seconds: float | None
+
+
 # What a stream may be asked for; as a state it is one of the first three.
 Status = Literal["pending", "active", "ended", "all"]
 EndReason = Literal[
@@ -324,20 +336,22 @@ def check(conn: Connection, *, key_hash: bytes, node: str, path: str) -> Claim:
     )
 
 
-def start(conn: Connection, *, node: str, path: str, source_type: str, source_id: str) -> tuple[str, UUID | None]:
-    """A connection went live: its pending claim becomes active and ends what it replaces.
-
-    Returns the outcome and the stream: 'active', 'replay' (it was), 'not-found' (no claim, or it has ended), or the
-    end_reason of a claim whose key lost its right meanwhile.
-    """
-    outcome, stream_id = only(
-        conn,
-        """/* streams.start */
-        SELECT outcome, stream_id FROM ready_v1(%(node)s, %(path)s, %(source_type)s, %(source_id)s)
+def start(conn: Connection, *, node: str, path: str, source_type: str, source_id: str) -> Start:
+    """A connection went live: its pending claim becomes active and ends what it replaces."""
+    return Start(
+        *only(
+            conn,
+            """/* streams.start */
+        SELECT r.outcome, r.stream_id, CASE WHEN r.outcome = 'active' THEN (
+            SELECT extract(epoch FROM clock_timestamp() - s.claimed_at)::float8
+            FROM streams AS s
+            WHERE s.id = r.stream_id
+        ) END
+        FROM ready_v1(%(node)s, %(path)s, %(source_type)s, %(source_id)s) AS r
         """,
-        {"node": node, "path": path, "source_type": source_type, "source_id": source_id},
+            {"node": node, "path": path, "source_type": source_type, "source_id": source_id},
+        )
     )
-    return outcome, stream_id
 
 
 def end(conn: Connection, *, node: str, path: str, source_type: str, source_id: str) -> tuple[str, UUID | None]:

@@ -27,6 +27,7 @@ GUARDED = [
     ("DELETE", f"/stream-keys/{ID}"),
     ("GET", "/streams"),
     ("GET", "/nodes"),
+    ("GET", "/metrics"),
     ("HEAD", "/streams"),
     ("GET", f"/streams/{ID}"),
     ("PATCH", f"/streams/{ID}"),
