@@ -93,6 +93,8 @@ def worker_exit(server: object, worker: Worker) -> None:
         service.kicker.close()
         service.refusals.close()
         service.database.close()
+        if "streamorch.tracing" in app.extensions:
+            app.extensions["streamorch.tracing"].stop()
 
 
 wsgi_app = "streamorch.__main__:application()"

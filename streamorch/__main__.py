@@ -74,6 +74,7 @@ def serve() -> None:
     with one_line():
         settings = Settings.from_env(os.environ)
         local.check_port(settings)
+        local.check_tracing(settings)
         migrations.check(settings.database_url)
     command = local.service_command()
     os.execv(command[0], command)  # noqa: S606  # our own Python, without a shell
@@ -232,7 +233,7 @@ def application() -> flask.Flask:
     app = create_app(Settings.from_env(os.environ))
     service: Service = app.extensions["streamorch"]
     service.database.await_connection()
-    reconciler = Reconciler(service.settings, service.api, service.metrics)
+    reconciler = Reconciler(service.settings, service.api, service.metrics, service.tracer)
     app.extensions["streamorch.reconciler"] = reconciler
     reconciler.start()
     return app

@@ -55,6 +55,12 @@ def create_app(settings: Settings) -> flask.Flask:
     """The WSGI application, its pool opening in the background. Call it after the fork, in the process that serves."""
     logs.configure(settings.log_level)
     app = with_routes()
+    tracer = None
+    if settings.tracing:
+        from streamorch.tracing import Tracing  # with all of OpenTelemetry
+
+        tracer = Tracing(settings, app)
+        app.extensions["streamorch.tracing"] = tracer
     database = Database(settings.database_url, min_size=settings.pool_min_size, max_size=settings.pool_max_size)
     api = ControlAPI(
         settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
@@ -68,12 +74,13 @@ def create_app(settings: Settings) -> flask.Flask:
         database,
         api,
         Looks(api),
-        Kicker(database, api, counted),
+        Kicker(database, api, counted, tracer),
         live,
         Refusals(settings.database_url),
         guesses=Allowance(settings.refusals_per_minute),
         writes=Allowance(settings.api_writes_per_minute),
         metrics=counted,
+        tracer=tracer,
     )
     app.extensions["streamorch"] = service
 

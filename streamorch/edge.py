@@ -86,6 +86,7 @@ class Edge:
         self.of = of
         self.fast = fast
         self.metrics = of.metrics
+        self.tracer = of.tracer
         self.origins = frozenset(of.settings.cors_origins)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -95,12 +96,19 @@ class Edge:
         try:
             fast = self.fast.get(f"{request.method} {environ['PATH_INFO']}{'?' if environ.get('QUERY_STRING') else ''}")
             if fast is not None:
-                reply = self._reply(fast, request)
+                if self.tracer is None:
+                    reply = self._reply(fast, request)
+                else:
+                    with self.tracer.asked(request, environ["PATH_INFO"]):
+                        reply = self._reply(fast, request)
+                        self.tracer.answered(request, reply.status)
                 self._end(request, environ["PATH_INFO"], reply.status)
                 return reply.send(start_response, self._headers(request))
 
             def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
                 rule = flask.request.url_rule if flask.has_request_context() else None
+                if self.tracer is not None:
+                    self.tracer.answered(request, int(status[:3]))
                 self._end(request, rule.rule if rule else "", int(status[:3]))
                 return start_response(status, headers + self._headers(request), exc_info)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from streamorch.mediamtx import ControlAPI, NoAnswer, Refused, Unauthorized
 from streamorch.metrics import Metrics
 from streamorch.repositories import NODE, Database, streams
 from streamorch.repositories.streams import Kick
+from streamorch.spans import Tracer, span
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +37,13 @@ class Kicker:
     the threads that must answer them.
     """
 
-    def __init__(self, database: Database, api: ControlAPI, metrics: Metrics | None = None):
+    def __init__(
+        self, database: Database, api: ControlAPI, metrics: Metrics | None = None, tracer: Tracer | None = None
+    ):
         self._database = database
         self._api = api
         self._metrics = metrics
+        self._tracer = tracer
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kicker")
         self._stopping = threading.Event()
 
@@ -48,7 +53,8 @@ class Kicker:
         What cannot be closed within some seconds the reconciler closes at its next tick. None when the worker ends.
         """
         try:
-            return self._threads.submit(self._cut_off, whose)
+            # With the request's id and span: what is done here is done for it.
+            return self._threads.submit(copy_context().run, self._cut_off, whose)
         except RuntimeError:
             return None
 
@@ -62,7 +68,7 @@ class Kicker:
         try:
             with self._database.connection() as conn:
                 wanted = streams.kicks(conn, node=NODE, limit=_AT_ONCE, **whose)
-            for kick, is_gone in carry_out(self._api, wanted, self._metrics):
+            for kick, is_gone in carry_out(self._api, wanted, self._metrics, self._tracer):
                 if is_gone:
                     self._database.run(partial(streams.kicked, stream_id=kick.stream_id))
                 if self._stopping.is_set() or time.monotonic() > until:
@@ -73,24 +79,29 @@ class Kicker:
             log.exception("cutting off failed")
 
 
-def carry_out(api: ControlAPI, kicks: Iterable[Kick], metrics: Metrics | None = None) -> Iterator[tuple[Kick, bool]]:
+def carry_out(
+    api: ControlAPI, kicks: Iterable[Kick], metrics: Metrics | None = None, tracer: Tracer | None = None
+) -> Iterator[tuple[Kick, bool]]:
     """Close these connections, one by one, each when it is asked for; with each: is it gone?
 
     What does not answer, or is still there, is left to the reconciler, which asks again at every tick.
     """
     for kick in kicks:
-        try:
-            is_gone = _close(api, kick)
-        except NoAnswer as error:
-            log.warning("kick without an answer", extra=_facts(kick) | {"reason": str(error)})
-            _tell(metrics, kick, "no-answer")
-            if isinstance(error, (Refused, Unauthorized)):
-                return  # the others would fare no better
-            is_gone = False
-        else:
-            log.info("kicked" if is_gone else "still connected", extra=_facts(kick))
-            _tell(metrics, kick, "gone" if is_gone else "still-connected")
-        yield kick, is_gone
+        is_hopeless = False
+        with span(tracer, "kick", protocol=kick.protocol, **_facts(kick)) as told:
+            try:
+                result = "gone" if _close(api, kick) else "still-connected"
+                log.info("kicked" if result == "gone" else "still connected", extra=_facts(kick))
+            except NoAnswer as error:
+                result = "no-answer"
+                is_hopeless = isinstance(error, (Refused, Unauthorized))  # the others would fare no better
+                log.warning("kick without an answer", extra=_facts(kick) | {"reason": str(error)})
+            told.tell(outcome=result)
+        if metrics is not None:
+            metrics.kicked(kick.protocol, result)
+        if is_hopeless:
+            return
+        yield kick, result == "gone"
 
 
 def _close(api: ControlAPI, kick: Kick) -> bool:
@@ -103,11 +114,6 @@ def _close(api: ControlAPI, kick: Kick) -> bool:
             return False
         time.sleep(_PAUSE_SECONDS)
     return True
-
-
-def _tell(metrics: Metrics | None, kick: Kick, result: str) -> None:
-    if metrics is not None:
-        metrics.kicked(kick.protocol, result)
 
 
 def _facts(kick: Kick) -> dict[str, object]:

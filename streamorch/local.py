@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -35,6 +36,7 @@ from streamorch.settings import SettingError, Settings
 _PACKAGE = Path(__file__).resolve().parent
 
 _CONFIG = "gunicorn.conf.py"
+_TRACED = ("flask", "psycopg")
 _SECRET_FILE = "api_secret"  # noqa: S105  # its name
 
 _START_SECONDS = 30
@@ -85,6 +87,7 @@ def _run(environ: dict[str, str], interrupts: "Interrupts", started: ExitStack) 
         environ["API_SECRET_FILE"] = str(api_secret_file(home).resolve())
     settings = Settings.from_env(environ)
     check_port(settings)
+    check_tracing(settings)
     media = media_server(settings, environ, home, media_lock)
 
     postgres = None
@@ -256,6 +259,20 @@ def _check_port(host: str, port: int, name: str) -> None:
     except OSError as error:
         reason = f"the port is already in use; set {name}" if error.errno == errno.EADDRINUSE else error.strerror
         raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def check_tracing(settings: Settings) -> None:
+    """StartError when tracing is on and what it needs is not installed."""
+    needed = ("opentelemetry.exporter.otlp.proto.http", *(f"opentelemetry.instrumentation.{of}" for of in _TRACED))
+    if settings.tracing and not all(map(_is_installed, needed)):
+        raise StartError("tracing is on, and its packages are missing: pip install 'streamorch[tracing]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it
+        return False
 
 
 def service_command() -> list[str]:

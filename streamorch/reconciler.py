@@ -33,6 +33,7 @@ from streamorch.metrics import Metrics
 from streamorch.repositories import NODE, PatientConnection, audit, connect, decisions, nodes, reconciliation, streams
 from streamorch.repositories.reconciliation import Change, Known, Lead, Publishers
 from streamorch.settings import Settings
+from streamorch.spans import Tracer, span
 
 T = TypeVar("T")
 
@@ -79,10 +80,13 @@ class LostLead(Exception):
 class Reconciler:
     """Ticks as long as it leads. Nothing that it keeps in memory must survive a change of the leader."""
 
-    def __init__(self, settings: Settings, api: ControlAPI, metrics: Metrics | None = None):
+    def __init__(
+        self, settings: Settings, api: ControlAPI, metrics: Metrics | None = None, tracer: Tracer | None = None
+    ):
         self._settings = settings
         self._api = api
         self._metrics = metrics
+        self._tracer = tracer
         self._holder = uuid.uuid4().hex
         self._lease_seconds = max(_LEASE_SECONDS, 2 * settings.reconcile_seconds)
         self._stopping = threading.Event()
@@ -159,6 +163,14 @@ class Reconciler:
         lead = self._confirm(conn, force=force)
         if lead is None:
             return None
+        with span(self._tracer, "reconcile", node=NODE) as told:
+            report = self._round(conn, lead)
+            report.seconds = time.monotonic() - began
+            told.tell(outcome=report.api, live=report.live, changes=report.change_count, kicked=report.kicked)
+        return report
+
+    def _round(self, conn: PatientConnection, lead: Lead) -> Report:
+        """What a leader does in a tick."""
         report = Report(NODE)
         report.changes = _led(reconciliation.settle(conn, lead.epoch))
         report.change_count = len(report.changes)
@@ -180,7 +192,6 @@ class Reconciler:
             known_ids = {entry["source_id"] for entry in known.unclaimed} if known else set()
             newcomers = sum(entry["source_id"] not in known_ids for entry in report.unclaimed)
             self._metrics.drifted(report.changes, count=report.change_count, unclaimed=newcomers)
-        report.seconds = time.monotonic() - began
         return report
 
     def _confirm(self, conn: PatientConnection, *, force: bool = False) -> Lead | None:
@@ -456,7 +467,7 @@ class Reconciler:
         # Those that did not work before wait until the others had their turn.
         tried = {kick.stream_id: self._kicks_tried.get(kick.stream_id, 0) for kick in wanted}
         wanted.sort(key=lambda kick: tried[kick.stream_id])
-        for kick, is_gone in kicks.carry_out(self._api, wanted, self._metrics):
+        for kick, is_gone in kicks.carry_out(self._api, wanted, self._metrics, self._tracer):
             tried[kick.stream_id] += 1
             if is_gone:
                 streams.kicked(conn, kick.stream_id)

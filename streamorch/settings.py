@@ -59,6 +59,10 @@ class Settings:
     metrics_enabled: bool
     metrics_port: int | None
     metrics_secret: str | None
+    tracing: bool
+    trace_ratio: float
+    trace_service: str
+    trace_version: str | None
     read_policy: str
     read_secret: str | None
     unknown_publishers: str
@@ -131,6 +135,10 @@ class Settings:
             metrics_enabled=env.truth("METRICS_ENABLED", default=True),
             metrics_port=metrics_port,
             metrics_secret=env.secret("METRICS_SECRET"),
+            tracing=_traces(env),
+            trace_ratio=env.number("TRACING_SAMPLERATE", 0.01, 0.0, 1.0),
+            trace_service=env.text("TRACING_SERVICE", "streamorch"),
+            trace_version=env.text("TRACING_VERSION", "") or None,
             read_policy=read_policy,
             read_secret=read_secret,
             unknown_publishers=env.choice("UNKNOWN_PUBLISHERS", "report", ("report", "kick")),
@@ -259,6 +267,21 @@ class _Reader:
         if text != "*" and not re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d+)?", text):
             raise SettingError(f"{name}: {text!r} is no origin like https://viewer.example.org")
         return text
+
+
+def _traces(env: _Reader) -> bool:
+    """Is tracing on? By TRACING_ENABLED; without it, when OpenTelemetry's own variables name a collector."""
+    named = env.text("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "") or env.text("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    exporter = env.text("OTEL_TRACES_EXPORTER", "otlp")
+    is_disabled = env.text("OTEL_SDK_DISABLED", "").lower() == "true" or exporter == "none"
+    if not env.truth("TRACING_ENABLED", default=bool(named)) or is_disabled:
+        return False
+    if exporter != "otlp":
+        raise SettingError(f"OTEL_TRACES_EXPORTER must be otlp or none, not {exporter!r}")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if env.text(name, "http/protobuf") != "http/protobuf":
+            raise SettingError(f"{name} must be http/protobuf, which collectors take on port 4318")
+    return True
 
 
 def _media_urls(env: _Reader) -> MediaURLs:

@@ -25,6 +25,12 @@ DEFAULTS = {
     "trusted_proxies": (),
     "cors_origins": (),
     "log_level": "info",
+    "metrics_enabled": True,
+    "metrics_port": None,
+    "tracing": False,
+    "trace_ratio": 0.01,
+    "trace_service": "streamorch",
+    "trace_version": None,
 }
 
 
@@ -73,7 +79,13 @@ def test_an_empty_value_is_none_at_all():
         ("MEDIAMTX_API_URL", "http://m:9997/", "mediamtx_api_url", "http://m:9997"),
         ("MEDIAMTX_API_USER", "boss", "mediamtx_api_user", "boss"),
         ("MEDIAMTX_API_PASSWORD", "pw", "mediamtx_api_passwords", ("pw",)),
+        ("METRICS_ENABLED", "False", "metrics_enabled", False),
+        ("METRICS_ENABLED", "on", "metrics_enabled", True),
+        ("METRICS_PORT", "9464", "metrics_port", 9464),
         ("METRICS_SECRET", "scrape", "metrics_secret", "scrape"),
+        ("TRACING_SAMPLERATE", "0.25", "trace_ratio", 0.25),
+        ("TRACING_SERVICE", "gate", "trace_service", "gate"),
+        ("TRACING_VERSION", "7", "trace_version", "7"),
         ("READ_POLICY", "DENY", "read_policy", "deny"),
         ("READ_SECRET", "hush", "read_secret", "hush"),
         ("UNKNOWN_PUBLISHERS", "kick", "unknown_publishers", "kick"),
@@ -153,6 +165,10 @@ def test_a_read_policy_of_a_secret_needs_one(policy):
         ("WEB_CONCURRENCY", "two"),
         ("API_THREADS", "0"),
         ("LOG_LEVEL", "verbose"),
+        ("METRICS_ENABLED", "perhaps"),
+        ("METRICS_PORT", "65536"),
+        ("METRICS_PORT", "8080"),
+        ("METRICS_SECRET", "ü"),
     ],
 )
 def test_a_bad_value_is_one_clear_line(name, value):
@@ -256,6 +272,11 @@ def test_an_open_door_is_told_at_start():
     assert "MEDIAMTX_CALLBACK_SECRET" in callback
     assert "READ_POLICY" in policy
     assert read(MEDIAMTX_CALLBACK_SECRET="x", READ_POLICY="deny").advice() == []
+    (metrics,) = read(MEDIAMTX_CALLBACK_SECRET="x", READ_POLICY="deny", METRICS_PORT="9464").advice()
+    assert "METRICS_SECRET is not set" in metrics
+    quiet = {"METRICS_SECRET": "x"}, {"METRICS_ENABLED": "false"}
+    for more in quiet:
+        assert read(MEDIAMTX_CALLBACK_SECRET="x", READ_POLICY="deny", METRICS_PORT="9464", **more).advice() == []
 
 
 def test_a_secret_that_no_header_can_carry_stops_the_start():

@@ -30,6 +30,7 @@ from streamorch.metrics import Metrics
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import NODE, Actor, Database
 from streamorch.settings import SettingError, Settings
+from streamorch.spans import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Service:
     guesses: Allowance
     writes: Allowance
     metrics: Metrics | None
+    tracer: Tracer | None
 
 
 def service() -> Service:
