@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bench import auth, beside, lists, mixed, reconcile, scale
+from bench import auth, beside, lists, mixed, observed, reconcile, scale
 from bench.stage import Stage
 
 
@@ -33,6 +33,7 @@ GROUPS = (
     Group(lists.CHANGE, lists.change),
     Group(mixed.OPEN_LOOP, mixed.open_loop),
     Group(beside.NAMES, beside.measure),
+    Group(observed.NAMES, observed.measure),
     Group(reconcile.NAMES, reconcile.measure),
     Group(lists.HISTORY, lists.history),
     Group(scale.NAMES, scale.measure, is_long=True),

@@ -99,9 +99,14 @@ def threads() -> int:
 
 @contextmanager
 def service(
-    folder: Path, database_url: str, *, log_level: str = "warning", media_server_url: str = NO_MEDIA_SERVER
+    folder: Path,
+    database_url: str,
+    *,
+    log_level: str = "warning",
+    media_server_url: str = NO_MEDIA_SERVER,
+    **settings: str,
 ) -> Iterator[Gunicorn]:
-    """The service as `make run` starts it. Its log goes into a file of the folder."""
+    """The service as `make run` starts it, with these settings beside. Its log goes into a file of the folder."""
     environ = {
         "DATABASE_URL": database_url,
         "LOG_LEVEL": log_level,
@@ -109,6 +114,7 @@ def service(
         # All of the load comes from one address and has one credential.
         "REFUSALS_PER_MINUTE": "0",
         "API_WRITES_PER_MINUTE": "0",
+        **settings,
     }
     with _gunicorn("service", service_command(), environ, folder, signal.SIGTERM) as found:
         found.await_answer(messages.get("/readyz").of(0))
