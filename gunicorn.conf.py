@@ -97,7 +97,7 @@ def worker_exit(server: object, worker: Worker) -> None:
             app.extensions["streamorch.tracing"].stop()
 
 
-wsgi_app = "streamorch.__main__:application()"
+wsgi_app = "streamorch.app:application()"
 host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
 bind = [f"{host}:{settings.api_port}"]
 if settings.metrics_enabled and settings.metrics_port is not None:

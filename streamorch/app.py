@@ -1,5 +1,7 @@
 """The application on one screen: settings in; database, problems, edges and the rooms of the API."""
 
+import os
+
 import flask
 import psycopg
 from werkzeug.exceptions import HTTPException
@@ -33,6 +35,7 @@ from streamorch.look import Looks
 from streamorch.mediamtx import ControlAPI
 from streamorch.metrics import Metrics
 from streamorch.problems import Problem
+from streamorch.reconciler import Reconciler
 from streamorch.repositories import Database
 from streamorch.settings import Settings
 
@@ -95,4 +98,15 @@ def create_app(settings: Settings) -> flask.Flask:
         scrape = Fast(require_scraper, metrics.answer)
         app.wsgi_app = MetricsPort(app.wsgi_app, service, scrape, settings.metrics_port)  # type: ignore[method-assign]
     database.open()
+    return app
+
+
+def application() -> flask.Flask:
+    """What a worker of gunicorn serves: with a connection at hand, if the database is there, and a reconciler."""
+    app = create_app(Settings.from_env(os.environ))
+    service: Service = app.extensions["streamorch"]
+    service.database.await_connection()
+    reconciler = Reconciler(service.settings, service.api, service.metrics, service.tracer)
+    app.extensions["streamorch.reconciler"] = reconciler
+    reconciler.start()
     return app

@@ -84,11 +84,33 @@ def test_blueprints_do_not_know_each_other(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_nothing_imports_the_application_but_the_command(file):
-    assert "streamorch.app" not in imports_of(file) or file.name == "__main__.py"
+def test_nothing_imports_the_application_but_the_command_that_describes_it(file):
+    """gunicorn does, too, by its name."""
+    assert "streamorch.app" not in imports_of(file) or file == PACKAGE / "commands" / "openapi.py"
 
 
-@pytest.mark.parametrize("name", ["keys", "paths", "signing", "urls", "settings"])
+@pytest.mark.parametrize("file", room("commands"), ids=lambda file: file.name)
+def test_commands_know_nothing_of_http_and_not_each_other(file):
+    imports = imports_of(file)
+    assert not top(imports) & {"flask", "werkzeug", "requests"}
+    others = {f"streamorch.commands.{other.stem}" for other in room("commands") if other.stem != "__init__"}
+    assert not imports & (others | {"streamorch.blueprints"})
+
+
+def test_what_commands_share_has_no_name_of_a_command():
+    """A file of a package takes its name there when it is imported, from whatever had it before."""
+    tree = tree_of(PACKAGE / "commands" / "__init__.py")
+    imported = [alias for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    assert not (defined | {alias.asname or alias.name for alias in imported}) & {file.stem for file in room("commands")}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.parent.name != "commands"], ids=str)
+def test_nothing_knows_the_commands(file):
+    assert not [module for module in imports_of(file) if module.startswith("streamorch.commands")]
+
+
+@pytest.mark.parametrize("name", ["keys", "moments", "paths", "signing", "urls", "settings"])
 def test_what_is_pure_knows_neither_http_nor_the_database(name):
     imports = imports_of(PACKAGE / f"{name}.py")
     assert not top(imports) & {"flask", "werkzeug", "psycopg", "psycopg_pool", "requests", "click", "time"}

@@ -18,7 +18,7 @@ from uuid import UUID
 import flask
 import msgspec
 
-from streamorch import keys, mediamtx_config, signing
+from streamorch import keys, mediamtx_config, moments, signing
 from streamorch.decisions import Refusals
 from streamorch.exchange import Reply, Request
 from streamorch.kicks import Kicker
@@ -277,7 +277,7 @@ def body(kind: type[Body], *, rules: Mapping[str, Callable[[str], str | None]] |
             continue
         reason = _unstorable(accepted[field.name])
         if reason is None and isinstance(accepted[field.name], datetime.datetime):
-            accepted[field.name] = _in_utc(accepted[field.name])
+            accepted[field.name] = moments.in_utc(accepted[field.name])
         if reason is None and isinstance(accepted[field.name], str) and field.name in (rules or {}):
             reason = (rules or {})[field.name](accepted[field.name])
         if reason:
@@ -316,14 +316,6 @@ def given(changes: msgspec.Struct) -> dict[str, Any]:
         for name, value in members
         if value is not msgspec.UNSET
     }
-
-
-def moment(text: str) -> datetime.datetime:
-    """An RFC 3339 time with an offset; ValueError otherwise."""
-    found = msgspec.convert(text, datetime.datetime)
-    if reason := _unstorable(found):
-        raise ValueError(reason)
-    return _in_utc(found)
 
 
 def query(kind: type[Asked]) -> Asked:
@@ -368,7 +360,7 @@ def _reader(hint: Any, form: msgspec.inspect.Type) -> tuple[Callable[[str], Any]
     if isinstance(form, msgspec.inspect.DateTimeType):
         # A `+` of an offset that was not percent-encoded arrives as a space.
         return (
-            lambda text: moment(text.replace(" ", "+")),
+            lambda text: moments.moment(text.replace(" ", "+")),
             "is no RFC 3339 time with an offset, like 2026-01-31T12:00:00Z",
         )
     if isinstance(form, msgspec.inspect.UUIDType):
@@ -395,7 +387,7 @@ def after(cursor: str | None, filters: Mapping[str, Any]) -> tuple[str, str] | N
     try:
         packed = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
         time_text, id_text, bound_to = msgspec.json.decode(packed, type=tuple[str, str, str])
-        last = moment(time_text).isoformat(timespec="microseconds").replace("+00:00", "Z"), str(_uuid(id_text))
+        last = moments.moment(time_text).isoformat(timespec="microseconds").replace("+00:00", "Z"), str(_uuid(id_text))
     except (ValueError, binascii.Error, msgspec.DecodeError, UnicodeEncodeError):
         raise invalid("cursor", "is not one that this API gave") from None
     if bound_to != _fingerprint(filters):
@@ -443,11 +435,6 @@ def _uuid(text: str) -> UUID:
     return found
 
 
-def _in_utc(moment: datetime.datetime) -> datetime.datetime:
-    """The same moment, by an offset that PostgreSQL knows; OverflowError when it is of no year from 1 to 9999 there."""
-    return moment.astimezone(datetime.UTC)
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply"
@@ -462,13 +449,7 @@ def _unstorable(value: Any, depth: int = 0) -> str | None:
     if isinstance(value, str):
         return "holds a NUL character" if "\x00" in value else None
     if isinstance(value, datetime.datetime):
-        if value.tzinfo is None:
-            return "needs an offset, like 2026-01-31T12:00:00Z"
-        try:
-            _in_utc(value)
-        except OverflowError:
-            return "is not of the years 1 to 9999 in UTC"
-        return None
+        return moments.refusal(value)
     if isinstance(value, float):
         # PostgreSQL writes numbers out: a thousand times 1e308 would come back as 300 kilobytes.
         return (

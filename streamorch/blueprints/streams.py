@@ -8,7 +8,6 @@ import flask
 import msgspec
 from werkzeug.http import parse_etags
 
-from streamorch import mediamtx, urls
 from streamorch.blueprints import (
     Cursor,
     Limit,
@@ -35,6 +34,7 @@ from streamorch.blueprints import (
 from streamorch.contract import Answer, Link, Operation
 from streamorch.exchange import Reply, Request
 from streamorch.live import LiveStreams, rfc3339
+from streamorch.objects import ListedStream, LoneStream, listed_stream, lone_stream
 from streamorch.problems import Problem
 from streamorch.repositories import streams, timeline
 
@@ -74,22 +74,6 @@ class Hold(msgspec.Struct, frozen=True):
     hold_seconds: Annotated[
         int, msgspec.Meta(ge=0, le=86400, description="How long its key is refused: encoders reconnect at once.")
     ] = 30
-
-
-class ListedStream(streams.Listed, frozen=True):
-    """A stream as lists show it, with its playback URLs in every status."""
-
-    urls: urls.Playback
-
-
-class LoneStream(ListedStream, frozen=True):
-    """A stream asked for by id, with what lists leave out."""
-
-    remote_address: str | None
-    bytes: int | None
-    bitrate: int | None
-    tracks: list[mediamtx.Track]
-    kick: streams.Kicked | None
 
 
 class StreamPage(msgspec.Struct, frozen=True):
@@ -273,23 +257,8 @@ def events(stream_id: str) -> flask.Response:
 def _one(stream: streams.Stream | None) -> flask.Response:
     if stream is None:
         raise Problem("not-found", "no such stream")
-    return answer(
-        LoneStream(
-            **_members(stream),
-            remote_address=stream.remote_address,
-            bytes=stream.bytes,
-            bitrate=stream.bitrate,
-            tracks=mediamtx.tracks(stream.tracks),
-            kick=stream.kick,
-        )
-    )
+    return answer(lone_stream(stream, service().settings.media_urls))
 
 
 def _listed(stream: streams.Stream) -> ListedStream:
-    return ListedStream(**_members(stream))
-
-
-def _members(stream: streams.Stream) -> dict[str, Any]:
-    """Those of ListedStream."""
-    listed = {name: getattr(stream, name) for name in streams.Listed.__struct_fields__}
-    return listed | {"urls": urls.playback(service().settings.media_urls, stream.path)}
+    return listed_stream(stream, service().settings.media_urls)
