@@ -37,6 +37,9 @@ _FILES = {
     "mediamtx-config": "mediamtx_config",
     "broadcasters": "broadcasters",
     "keys": "keys",
+    "streams": "streams",
+    "tail": "tail",
+    "nodes": "nodes",
     "reconcile": "reconcile",
     "openapi": "openapi",
 }

@@ -9,7 +9,7 @@ import io
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -146,25 +146,6 @@ class Path(msgspec.Struct, frozen=True, gc=False):
     def described_tracks(self) -> bytes:
         """The tracks as JSON as this version has them: names alone, or (v1.17) objects."""
         return bytes(self.tracks2 or self.tracks)
-
-
-class Track(TypedDict):
-    """A track, and what is known of it; `properties` depends on the codec."""
-
-    codec: str | None
-    properties: dict[str, Any]
-
-
-def tracks(described: bytes | str | None) -> list[Track]:
-    """Tracks of whatever version in one form: codec, and what is known of it (codecProps of MediaMTX)."""
-    found = msgspec.json.decode(described) if described else []
-    return [
-        {"codec": track, "properties": {}}
-        if isinstance(track, str)
-        else {"codec": track.get("codec"), "properties": track.get("codecProps") or {}}
-        for track in (found if isinstance(found, list) else ())
-        if isinstance(track, (str, dict))
-    ]
 
 
 class _Connections(msgspec.Struct):

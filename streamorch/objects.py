@@ -4,10 +4,10 @@ from typing import Any
 
 import msgspec
 
-from streamorch import mediamtx, urls
+from streamorch import tracks, urls
 from streamorch.repositories import Moment
 from streamorch.repositories.nodes import APIState, Node
-from streamorch.repositories.streams import Kicked, Listed, Stream
+from streamorch.repositories.streams import Kicked, Listed, Owner, Stream
 from streamorch.settings import MediaURLs
 
 
@@ -23,7 +23,7 @@ class LoneStream(ListedStream, frozen=True):
     remote_address: str | None
     bytes: int | None
     bitrate: int | None
-    tracks: list[mediamtx.Track]
+    tracks: list[tracks.Track]
     kick: Kicked | None
 
 
@@ -71,7 +71,7 @@ def lone_stream(stream: Stream, media_urls: MediaURLs) -> LoneStream:
         remote_address=stream.remote_address,
         bytes=stream.bytes,
         bitrate=stream.bitrate,
-        tracks=mediamtx.tracks(stream.tracks),
+        tracks=tracks.in_one_form(stream.tracks),
         kick=stream.kick,
     )
 
@@ -80,6 +80,12 @@ def _members(stream: Stream, media_urls: MediaURLs) -> dict[str, Any]:
     """Those of ListedStream."""
     listed = {name: getattr(stream, name) for name in Listed.__struct_fields__}
     return listed | {"urls": urls.playback(media_urls, stream.path)}
+
+
+def broadcaster_name(stream: Stream) -> str:
+    """The name of the broadcaster of a stream."""
+    # It comes from the database as bytes, which go out as they are.
+    return msgspec.json.decode(msgspec.json.encode(stream.broadcaster), type=Owner).display_name
 
 
 def media_server(node: Node) -> MediaServer:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from streamorch import mediamtx
+from streamorch import mediamtx, tracks
 from streamorch.mediamtx import ControlAPI, Info, NoAnswer, Refused, Unauthorized
 from tests.fake_mediamtx import CONNECTIONS, LISTS, VERSIONS, FakeMediaMTX, Publisher, recording
 
@@ -92,7 +92,7 @@ def test_each_publisher_is_seen_in_the_paths(any_version):
         publisher = any_version.publish(f"live/{protocol}", protocol)
         (path,) = api.paths(seconds=SECONDS)
         assert (path.name, path.publisher_id) == (publisher.path, publisher.source_id)
-        assert (path.viewers, len(mediamtx.tracks(path.described_tracks))) == (
+        assert (path.viewers, len(tracks.in_one_form(path.described_tracks))) == (
             0,
             len(path_model(any_version, protocol)),
         )
@@ -119,16 +119,16 @@ def test_tracks_have_one_form(any_version, protocol):
     (path,) = client(any_version).paths(seconds=SECONDS)
     model = recording(any_version.version)["paths"][protocol]
     properties = [track["codecProps"] for track in model["tracks2"]] if "tracks2" in model else None
-    assert mediamtx.tracks(path.described_tracks) == [
+    assert tracks.in_one_form(path.described_tracks) == [
         {"codec": codec, "properties": (properties[place] or {}) if properties else {}}
         for place, codec in enumerate(model["tracks"])
     ]
-    assert mediamtx.tracks(path.described_tracks.decode()) == mediamtx.tracks(path.described_tracks)
+    assert tracks.in_one_form(path.described_tracks.decode()) == tracks.in_one_form(path.described_tracks)
 
 
 @pytest.mark.parametrize("described", [None, b"", "", b"[]", b"null"])
 def test_no_tracks(described):
-    assert mediamtx.tracks(described) == []
+    assert tracks.in_one_form(described) == []
 
 
 def test_a_path_without_a_publisher_has_no_publisher(any_version):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamorch import keys, mediamtx
+from streamorch import keys, tracks
 from streamorch.mediamtx import ControlAPI
 from streamorch.reconciler import Reconciler, Report
 from streamorch.repositories import Connection, PatientConnection, connect, nodes, reconciliation, stream_keys, streams
@@ -1524,7 +1524,7 @@ def test_tracks_are_told_in_the_form_of_the_version(make_scene, version):
     publisher = scene.active()
     scene.tick()
     scene.tick()
-    told = mediamtx.tracks(scene.stats(publisher)["tracks"])
+    told = tracks.in_one_form(scene.stats(publisher)["tracks"])
     assert [track["codec"] for track in told] == recording(version)["paths"]["rtmp"]["tracks"]
     assert bool(told[0]["properties"]) == (version == "v1.20.1")
 

@@ -159,6 +159,22 @@ def update(conn: Connection, stream_key_id: UUID, changes: dict[str, Any]) -> st
     )
 
 
+def hold(conn: Connection, stream_key_id: UUID, *, seconds: int) -> str:
+    """Refuse the key's publishes for so long, by the clock of the database; outcomes as of `update`."""
+    return str(
+        only(
+            conn,
+            """/* stream_keys.hold */
+            SELECT update_stream_key_v1(
+                %(id)s,
+                jsonb_build_object('hold_until', clock_timestamp() + make_interval(secs => %(seconds)s)))
+            FROM acting_v1(%(actor)s)
+            """,
+            {"actor": conn.acting(), "id": stream_key_id, "seconds": Int8(seconds)},
+        )[0]
+    )
+
+
 def revoke(conn: Connection, stream_key_id: UUID) -> str:
     """Take the key back for good and end its open streams; 'revoked', 'already' or 'not-found'."""
     return str(

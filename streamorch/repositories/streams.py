@@ -1,6 +1,6 @@
 """Streams: one row per publishing connection, from the claim in auth to its end."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -197,6 +197,7 @@ _FROM = """
 """
 _SHOWN = "SELECT" + _LISTED + "," + _SHOWN_ALONE + _FROM + " WHERE "
 _GET = "/* streams.get */ " + _SHOWN + "s.id = %(id)s"
+_SEVERAL = "/* streams.several */ " + _SHOWN + "s.id = ANY (lines_v1(%(ids)s)::uuid[])"
 _ACTIVE = "s.ended_at IS NULL AND s.started_at IS NOT NULL"
 _NEWEST_STARTED = " ORDER BY s.started_at DESC, s.id DESC"
 _LIVE_VERSION = """
@@ -473,6 +474,12 @@ def get(conn: Connection, stream_id: UUID) -> Stream | None:
     """The stream in whatever state, or None."""
     with conn.cursor(row_factory=class_row(Stream)) as cursor:
         return cursor.execute(_GET, {"id": stream_id}).fetchone()
+
+
+def several(conn: Connection, stream_ids: Iterable[UUID]) -> list[Stream]:
+    """Those of these streams that there are, in no order."""
+    with conn.cursor(row_factory=class_row(Stream)) as cursor:
+        return cursor.execute(_SEVERAL, {"ids": "\n".join(map(str, stream_ids))}).fetchall()
 
 
 def version(conn: Connection) -> str:

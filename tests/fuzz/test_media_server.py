@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamorch import mediamtx
+from streamorch import tracks
 from streamorch.mediamtx import LISTS, ControlAPI, NoAnswer
 from streamorch.reconciler import Reconciler
 from streamorch.repositories import PatientConnection, connect
@@ -134,7 +134,7 @@ def test_any_secret_can_be_sent(hostile, secret):
 @given(st.one_of(VALUES, st.lists(VALUES)))
 def test_tracks_of_any_form_are_a_list(value):
     described = json.dumps(value)
-    found = mediamtx.tracks(described)
+    found = tracks.in_one_form(described)
     assert all(each.keys() == {"codec", "properties"} for each in found)
 
 
