@@ -41,6 +41,7 @@ _FILES = {
     "tail": "tail",
     "nodes": "nodes",
     "reconcile": "reconcile",
+    "import-rescuestream": "import_rescuestream",
     "openapi": "openapi",
 }
 

@@ -255,7 +255,9 @@ def connect(url: str) -> PatientConnection:
     return conn
 
 
-def only(conn: Connection, query: LiteralString, params: Mapping[str, object] | None = None) -> TupleRow:
+def only(
+    conn: psycopg.Connection[TupleRow], query: LiteralString, params: Mapping[str, object] | None = None
+) -> TupleRow:
     """The one row that a call of a function, or a question for an aggregate, always returns."""
     row = conn.execute(query, params).fetchone()
     if row is None:
