@@ -46,14 +46,16 @@ def apply(database_url: str) -> list[str]:
 
     Raises SchemaError, psycopg.OperationalError when the database is away; what was applied before that stays.
     """
-    with psycopg.connect(
-        database_url, autocommit=True, connect_timeout=5, application_name="streamorch migrate"
-    ) as conn:
-        conn.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
-        pending = _pending(conn)
-        for migration in pending:
-            _apply(conn, migration)
-        return [migration.name for migration in pending]
+    with _connect(database_url) as holder, holder.transaction():
+        # The lock is of a transaction that stays open meanwhile, and not of a session: behind a pooler, the session
+        # belongs to somebody else afterwards, with the lock. An operator's limit of such transactions is not for it.
+        holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        with _connect(database_url) as conn:
+            pending = _pending(conn)
+            for migration in pending:
+                _apply(conn, migration)
+    return [migration.name for migration in pending]
 
 
 def _apply(conn: psycopg.Connection[tuple[object, ...]], migration: Migration) -> None:
@@ -122,6 +124,10 @@ def _pending(conn: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
     if newer := sorted(applied.keys() - {migration.name for migration in known}):
         raise SchemaError(f"the database schema is newer than this release: it has {', '.join(newer)}")
     return [migration for migration in known if migration.name not in applied]
+
+
+def _connect(database_url: str) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(database_url, autocommit=True, connect_timeout=5, application_name="streamorch migrate")
 
 
 def _exists(conn: psycopg.Connection[tuple[object, ...]], table: str) -> bool:

@@ -103,6 +103,25 @@ def test_two_at_once_apply_once(empty_url):
     assert len(read(empty_url, LEDGER)) == len(NAMES)
 
 
+def test_no_session_keeps_the_lock(database_url, conn, monkeypatch):
+    """Behind a pooler the session goes on, and whoever has it next would have the lock."""
+    left_open: list[psycopg.Connection[object]] = []
+    monkeypatch.setattr(psycopg.Connection, "close", lambda session: left_open.append(session))
+    migrate.apply(database_url)
+    monkeypatch.undo()
+    held = conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT fastpath").fetchone()
+    for session in left_open:
+        session.close()
+    assert left_open
+    assert held == (0,)
+
+
+def test_a_limit_of_idle_transactions_is_not_for_the_lock(folder, database_url):
+    (folder / f"{len(NAMES) + 1:04}_slow.sql").write_text("SELECT pg_sleep(1)")
+    limited = f"{database_url}{'&' if '?' in database_url else '?'}options=-cidle_in_transaction_session_timeout%3D100"
+    assert len(migrate.apply(limited)) == 1
+
+
 def test_a_new_file_is_applied_alone(folder, database_url):
     name = f"{len(NAMES) + 1:04}_more"
     (folder / f"{name}.sql").write_text("CREATE TABLE more (id uuid)")
