@@ -1,115 +1,94 @@
-"""ops/: every expression names metrics, labels and values that the service has, and Prometheus can read it."""
+"""The files in ops/ name what there is: settings that are read, files that exist, ports and paths of this service."""
 
-import json
+import configparser
 import re
-import shutil
-import subprocess
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from streamorch.mediamtx import ControlAPI
-from streamorch.reconciler import Reconciler
-from streamorch.repositories import connect
-from tests.conftest import API_SECRET, MediaServer
-from tests.scraping import names
+from streamorch import mediamtx_config
+from streamorch.settings import Settings
 
-OPS = Path(__file__).resolve().parent.parent / "ops"
-RULES = OPS / "prometheus-alerts.yml"
-# What Prometheus itself adds.
-ADDED = {"instance", "job"}
-
-_METRIC = re.compile(r"\b(streamorch_\w+)(?:\{([^}]*)\})?")
-_MATCHER = re.compile(r'(\w+)(=|!=|=~|!~)"([^"]*)"')
-_GROUPING = re.compile(r"\b(?:by|without|on|ignoring) \(([\w, ]+)\)")
-
-promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not on PATH")
-
-
-def of_rules() -> list[str]:
-    return re.findall(r"^ +expr: (.+)$", RULES.read_text(), re.MULTILINE)
+TOP = Path(__file__).resolve().parent.parent
+OPS = TOP / "ops"
+PROXIES = ("nginx.conf", "Caddyfile")
+# Not ours: Python's, PostgreSQL's image's, MediaMTX's, and what the compose file itself is told.
+OTHERS = {
+    "PYTHONUNBUFFERED",
+    "PATH",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD_FILE",
+    "MTX_WEBRTCADDITIONALHOSTS",
+    "PUBLIC_HOST",
+}
 
 
-def of_dashboard() -> list[str]:
-    dashboard = json.loads((OPS / "grafana-dashboard.json").read_text())
-    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+def text(name: str) -> str:
+    return (OPS / name).read_text()
 
 
-@pytest.fixture
-def told(app, make_settings, database_url, fake, make_key) -> dict[str, set[str]]:
-    """What is exported when everything has happened once: the names of all samples, with those of their labels."""
-    client = app.test_client()
-    media_server = MediaServer(client)
-    source_id = media_server.go_live(make_key())
-    fake.publish("live/cam7", connection_id=source_id)
-    client.get("/streams", headers={"Authorization": f"Bearer {API_SECRET}"})
-    api = ControlAPI(fake.url, user="streamorch", password="secret")
-    reconciler = Reconciler(make_settings(MEDIAMTX_API_URL=fake.url), api, app.extensions["streamorch"].metrics)
-    with connect(database_url) as conn:
-        assert reconciler.tick(conn, force=True)
-        reconciler.resign(conn)
-    return names(client.get("/metrics", headers={"Authorization": f"Bearer {API_SECRET}"}).text)
+@pytest.mark.parametrize("name", ["streamorch.service", "Dockerfile", "compose.yml", *PROXIES])
+def test_every_setting_is_one_that_is_read(name):
+    known = set(re.findall(r'"([A-Z_]{4,})"', (TOP / "streamorch/settings.py").read_text()))
+    named = set(re.findall(r"\b([A-Z]+(?:_[A-Z]+)+)(?:=|:)", text(name))) - OTHERS
+    assert named
+    assert {setting.removesuffix("_FILE") for setting in named} <= known
 
 
-@pytest.mark.parametrize("expressions", [of_rules, of_dashboard])
-def test_every_expression_names_what_is_exported(expressions, told, app):
-    found = expressions()
-    assert len(found) > 10
-    values: dict[str, set[str]] = defaultdict(set)
-    for each in app.extensions["streamorch"].metrics._all:
-        for label, all_values in zip(each.family.labels, each._values, strict=True):
-            values[label] |= set(map(str, all_values))
-    values["state"] = {"pending", "active"}
-    for expression in found:
-        known = set(ADDED)
-        metrics = _METRIC.findall(expression)
-        for name, matchers in metrics:
-            assert name in told, (name, expression)
-            known |= told[name]
-            for label, how, value in _MATCHER.findall(matchers):
-                assert label in told[name] | ADDED, (label, expression)
-                if label in ADDED:
-                    continue
-                for part in value.split("|") if "~" in how else [value]:
-                    assert any(re.fullmatch(part, own) for own in values[label]), (part, expression)
-        for grouping in _GROUPING.findall(expression):
-            assert {label.strip() for label in grouping.split(",")} <= known, (grouping, expression)
-        assert metrics or expression.startswith("up{")
+def test_the_image_has_all_that_the_wheel_needs():
+    copied = set(
+        re.findall(r"(\S+)/? ", " ".join(re.findall(r"^COPY (?!--)(.+) \S+$", text("Dockerfile"), re.MULTILINE)) + " ")
+    )
+    wanted = {name.strip("/") for name in copied}
+    assert wanted == {line[1:] for line in text("Dockerfile.dockerignore").splitlines() if line.startswith("!")}
+    assert wanted == {
+        "setup.cfg", "setup.py", "constraints.txt", "README.rst", "gunicorn.conf.py", "streamorch", "sql", "mediamtx",
+    }  # fmt: skip
+    assert all((TOP / name).exists() for name in wanted)
 
 
-def test_every_metric_is_in_the_rules_or_on_the_dashboard(app):
-    shown = " ".join(of_rules() + of_dashboard())
-    missing = [family.name for family in app.extensions["streamorch"].metrics.families if family.name not in shown]
-    assert missing == []
+def test_images_are_pinned_by_version():
+    images = re.findall(r"^FROM (\S+)|^\s+image: (\S+:\S+)$", text("Dockerfile") + text("compose.yml"), re.MULTILINE)
+    assert len(images) == 4
+    assert all(re.search(r":\d+\.\d+", one or other) for one, other in images)
 
 
-def test_every_alert_says_how_grave_it_is_and_what_it_means():
-    text = RULES.read_text()
-    alerts = text.split("      - alert: ")[1:]
-    assert len(alerts) == len(of_rules())
-    for alert in alerts:
-        assert re.search(r"labels: \{severity: (critical|warning)\}", alert), alert
-        assert re.search(r'summary: ".+"', alert), alert
+def test_the_compose_file_starts_mediamtx_with_hooks_that_its_image_can_run():
+    compose = text("compose.yml")
+    hooks = re.search(r"--hooks (\w+)", compose)
+    assert hooks
+    assert hooks[1] in mediamtx_config.HOOKS
+    assert re.search(r"bluenviron/mediamtx:[\d.]+-ffmpeg", compose)
+    told = dict(re.findall(r"^    ((?:CALLBACK|MEDIAMTX)\w+URL): (\S+)$", compose, re.MULTILINE))
+    told["MEDIAMTX_PUBLIC_URL"] = "http://media.example.org:8889"
+    settings = Settings.from_env({"API_SECRET": "x", "DATABASE_URL": "postgresql:///x"} | told)
+    made = mediamtx_config.config(settings, hooks=hooks[1], version=mediamtx_config.CURRENT)
+    assert "authHTTPAddress: http://streamorch:8080/auth" in made
+    assert "apiAddress: :9997" in made
 
 
-@promtool
-@pytest.mark.parametrize(
-    "arguments", [("check", RULES.name), ("test", "prometheus-alerts.test.yml")], ids=lambda a: a[0]
-)
-def test_prometheus_reads_the_rules_and_they_speak_when_they_should(arguments):
-    what, file = arguments
-    done = subprocess.run(["promtool", what, "rules", file], cwd=OPS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_proxy_hands_nobody_what_mediamtx_calls_and_believes_no_client(name):
+    conf = text(name)
+    assert "/auth" in conf
+    assert "/webhook/" in conf
+    assert "X-Forwarded-Prefix" in conf
+    assert {"8080", "8888", "8889"} <= set(re.findall(r"127\.0\.0\.1:(\d+)", conf))
+    webrtc = re.search(r"/\(whep\|whip\)\S+\$", conf)
+    assert webrtc
+    for path, is_webrtc in {
+        "/live/a/whep": True,
+        "/live/a/whip": True,
+        "/live/a/whep/0c-1": True,
+        "/live/a/index.m3u8": False,
+        "/live/a/": False,
+        "/live/whepper/seg1.m4s": False,
+    }.items():
+        assert bool(re.search(webrtc[0], path)) == is_webrtc, path
 
 
-@promtool
-def test_prometheus_reads_every_expression_of_the_dashboard(tmp_path):
-    rules = [
-        {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
-        for number, expression in enumerate(of_dashboard())
-    ]
-    file = tmp_path / "rules.yml"  # JSON is YAML
-    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
-    done = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_pgbouncer_keeps_prepared_statements():
+    ini = configparser.ConfigParser(comment_prefixes=(";",))
+    ini.read(OPS / "pgbouncer.ini")
+    assert ini["pgbouncer"]["pool_mode"] == "transaction"
+    assert int(ini["pgbouncer"]["max_prepared_statements"]) >= 100
