@@ -8,7 +8,7 @@ something to one of the three. The files in mediamtx/ are what `config` gives fo
 import base64
 import ipaddress
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from urllib.parse import quote, urlsplit
 
 from streamorch.settings import SettingError, Settings
@@ -25,6 +25,8 @@ _LAST_BEFORE: Version = (1, 19, 2)
 _USER = "mediamtx"
 _EVENT = '{"path":"$MTX_PATH","source_type":"$MTX_SOURCE_TYPE","source_id":"$MTX_SOURCE_ID"}'
 _PLAIN_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d+)?(/[A-Za-z0-9._~%/+=:@-]*)?")
+# A key with its value, which may go on for some lines.
+_KEY = re.compile(r"(?m)^ *(?P<name>\w+): (?:>-\n(?: {4}.*\n)+|.*\n)")
 # What a Bearer header can carry (RFC 6750).
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
@@ -77,6 +79,16 @@ def snippet(settings: Settings, *, hooks: str = "curl", version: Version = CURRE
     return "\n".join(parts)
 
 
+def lines(settings: Settings, *, hooks: str = "curl", version: Version = CURRENT) -> dict[str, str]:
+    """What `config` says of each key that has a value, as it stands in the file from the key on, with the word SECRET.
+
+    Lines after the first are indented by two spaces.
+    """
+    hidden = replace(settings, callback_secret=_secret(settings, revealed=False))
+    found = _KEY.finditer(config(hidden, hooks=hooks, version=version))
+    return {key["name"]: re.sub(r"\n +", "\n  ", key[0].strip()) for key in found}
+
+
 def auth_address(settings: Settings, *, revealed: bool = False) -> str:
     """The value of authHTTPAddress, with the word SECRET for the callback secret unless it is to be revealed."""
     return _url(settings, "/auth", _secret(settings, revealed))
@@ -87,6 +99,11 @@ def hook_lines(settings: Settings, *, hooks: str = "curl", revealed: bool = Fals
     secret = _secret(settings, revealed)
     start, end = (_command(settings, hooks, place, secret) for place in ("ready", "not-ready"))
     return " ".join(start), " ".join(end)
+
+
+def hook_names(version: Version) -> tuple[str, str]:
+    """What this version calls the hooks at the start and at the end of a stream."""
+    return ("runOnOnline", "runOnOffline") if version >= CURRENT else ("runOnReady", "runOnNotReady")
 
 
 def api_address(settings: Settings) -> tuple[str, int]:
@@ -201,7 +218,7 @@ _NO_HOOKS = """\
 
 
 def _hooks(settings: Settings, hooks: str, version: Version) -> str:
-    start, end = ("runOnOnline", "runOnOffline") if version >= CURRENT else ("runOnReady", "runOnNotReady")
+    start, end = hook_names(version)
     return (
         (_WHY_ONLINE if version >= CURRENT else "")
         + _HOOK_REMARKS[hooks]

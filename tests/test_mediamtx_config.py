@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -172,6 +173,19 @@ def test_the_snippet_has_the_keys_that_matter_and_no_more():
     keys = re.findall(r"(?m)^ *(\w+):", whole)
     assert re.findall(r"(?m)^ *(\w+):", part) == [key for key in keys if key not in ("rtmp", "paths", "all_others")]
     assert {key: value(part, key) for key in keys} == {key: value(whole, key) for key in keys} | {"rtmp": None}
+
+
+@pytest.mark.parametrize("version", [(1, 9, 3), mediamtx_config.CURRENT])
+@pytest.mark.parametrize("hooks", ["curl", "wget"])
+def test_its_lines_by_key_have_the_word_secret(hooks, version):
+    settings = read(MEDIAMTX_RTMP_URL="off", MEDIAMTX_CALLBACK_SECRET="hush hush")
+    lines = mediamtx_config.lines(settings, hooks=hooks, version=version)
+    whole = mediamtx_config.config(replace(settings, callback_secret="SECRET"), hooks=hooks, version=version)
+    keys = re.findall(r"(?m)^ *(\w+): .", whole)
+    assert list(lines) == keys
+    assert {key: value(f"{line}\n", key) for key, line in lines.items()} == {key: value(whole, key) for key in keys}
+    assert {"authHTTPAddress", "overridePublisher", "rtmp", *mediamtx_config.hook_names(version)} <= set(keys)
+    assert "hush" not in str(lines)
 
 
 def test_the_callback_url_is_where_all_is_sent():
