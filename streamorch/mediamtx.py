@@ -4,6 +4,7 @@ Differences between versions begin and end in this file. Never call `paths` from
 loop that waits for us (mediamtx.md 2).
 """
 
+import email.utils
 import http.client
 import io
 import socket
@@ -148,6 +149,59 @@ class Path(msgspec.Struct, frozen=True, gc=False):
         return bytes(self.tracks2 or self.tracks)
 
 
+class Exclusion(msgspec.Struct, frozen=True):
+    """What is allowed to everybody without asking; an empty path stands for every path."""
+
+    action: str
+    path: str = ""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """The configuration outside of the paths, as far as streamorch has an opinion on it."""
+
+    authMethod: str = "internal"
+    authHTTPAddress: str = ""
+    authHTTPExclude: list[Exclusion] | None = None
+    authJWTClaimKey: str | None = None  # None before v1.9
+    readTimeout: str = ""
+    apiAddress: str = ""
+    metrics: bool = False
+    metricsAddress: str = ""
+    pprof: bool = False
+    pprofAddress: str = ""
+    hls: bool = False
+    hlsAddress: str = ""
+    hlsEncryption: bool = False
+    webrtc: bool = False
+    webrtcAddress: str = ""
+    webrtcEncryption: bool = False
+    rtmp: bool = False
+    rtmpAddress: str = ""
+    rtmpsAddress: str = ""
+    rtmpEncryption: str = "no"
+    rtsp: bool = False
+    rtspAddress: str = ""
+    rtspsAddress: str = ""
+    rtspEncryption: str | None = None
+    encryption: str | None = None  # what v1.9 called the one above
+    srt: bool = False
+    srtAddress: str = ""
+
+
+class PathOptions(msgspec.Struct, frozen=True):
+    """The configuration of a path, or that which all paths inherit; a hook is None where the version has none so."""
+
+    name: str = ""
+    source: str = "publisher"
+    overridePublisher: bool = True
+    runOnOnline: str | None = None  # from v1.19.3 on
+    runOnOffline: str | None = None
+    runOnAvailable: str | None = None
+    runOnUnavailable: str | None = None
+    runOnReady: str | None = None  # what the two above were called; later versions tell it only where it is set
+    runOnNotReady: str | None = None
+
+
 class _Connections(msgspec.Struct):
     items: list[Connection]
 
@@ -161,11 +215,18 @@ class _Entry(msgspec.Struct):
     sourceOnDemandCloseAfter: str = ""
 
 
+class _PathEntries(msgspec.Struct):
+    items: list[PathOptions]
+
+
 _connections = msgspec.json.Decoder(_Connections)
 _connection = msgspec.json.Decoder(Connection)
 _paths = msgspec.json.Decoder(_Paths)
 _info = msgspec.json.Decoder(Info)
 _entry = msgspec.json.Decoder(_Entry)
+_options = msgspec.json.Decoder(Options)
+_path_options = msgspec.json.Decoder(PathOptions)
+_path_entries = msgspec.json.Decoder(_PathEntries)
 
 
 class ControlAPI:
@@ -186,6 +247,26 @@ class ControlAPI:
             return _decoded(_info, self._call("GET", "/v3/info", seconds))
         except _NoRoute:
             return Info()
+
+    def options(self, *, seconds: float) -> Options:
+        """The configuration outside of the paths; it may hold secrets, like the next two."""
+        return _decoded(_options, self._configuration("global/get", seconds))
+
+    def path_defaults(self, *, seconds: float) -> PathOptions:
+        """What every path inherits."""
+        return _decoded(_path_options, self._configuration("pathdefaults/get", seconds))
+
+    def path_entries(self, *, seconds: float) -> list[PathOptions]:
+        """The entries of the configuration with all that they inherit; live paths are another thing."""
+        return _decoded(_path_entries, self._configuration(f"paths/list{_ALL}", seconds)).items
+
+    def clock(self, *, seconds: float) -> float | None:
+        """The server's clock as Unix time, in whole seconds; None when it does not tell."""
+        reply = self._exchange("GET", "/v3/config/global/get", seconds)
+        try:
+            return email.utils.parsedate_to_datetime(reply.headers.get("Date", "")).timestamp()
+        except ValueError:
+            return None
 
     def paths(self, *, seconds: float) -> list[Path]:
         """All paths, live or not. Waits while the server waits for an answer of POST /auth."""
@@ -281,8 +362,28 @@ class ControlAPI:
                 return
             time.sleep(_ENTRY_SECONDS / 10)
 
+    def _configuration(self, part: str, seconds: float) -> bytes | None:
+        try:
+            return self._call("GET", f"/v3/config/{part}", seconds)
+        except _NoRoute as error:
+            raise NoAnswer("no configuration: this is no Control API v3") from error
+
     def _call(self, method: str, path: str, seconds: float, body: object = None) -> bytes | None:
         """The body of a 2xx; None for a JSON 404 (or the 400 of an id that cannot exist). _NoRoute, NoAnswer."""
+        reply = self._exchange(method, path, seconds, body)
+        if 200 <= reply.status_code < 300:
+            return reply.content
+        if reply.status_code in (401, 403):
+            raise Unauthorized("the server does not accept our credential")
+        is_json = reply.headers.get("Content-Type", "").startswith("application/json")
+        if reply.status_code == 404 and not is_json:
+            raise _NoRoute
+        if reply.status_code == 404 or (reply.status_code == 400 and body is None):
+            return None
+        raise NoAnswer(f"status {reply.status_code}")
+
+    def _exchange(self, method: str, path: str, seconds: float, body: object = None) -> requests.Response:
+        """The answer, whatever it says, all of it read. NoAnswer."""
         try:
             reply = self._session().request(
                 method,
@@ -294,16 +395,7 @@ class ControlAPI:
         except requests.RequestException as error:
             # Without the URL, which may hold a credential.
             raise (Refused("refused") if _is_refused(error) else NoAnswer(type(error).__name__)) from None
-        if 200 <= reply.status_code < 300:
-            return reply.content
-        if reply.status_code in (401, 403):
-            raise Unauthorized("the server does not accept our credential")
-        is_json = reply.headers.get("Content-Type", "").startswith("application/json")
-        if reply.status_code == 404 and not is_json:
-            raise _NoRoute
-        if reply.status_code == 404 or (reply.status_code == 400 and body is None):
-            return None
-        raise NoAnswer(f"status {reply.status_code}")
+        return reply
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._sessions, "session", None)

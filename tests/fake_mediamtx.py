@@ -5,6 +5,7 @@ What it answers was recorded from real servers (tests/recorded_api). A test says
 
 import base64
 import bisect
+import email.utils
 import http.client
 import json
 import math
@@ -52,6 +53,38 @@ _READER_LISTS = {
     "webRTCSession": "webrtcsessions",
     "hlsSession": "hlssessions",
     "moqSession": "moqsessions",
+}
+
+# The defaults of the configuration outside of the paths, by their names of today, as far as streamorch looks at them.
+_OPTIONS: dict[str, object] = {
+    "readTimeout": "10s",
+    "authMethod": "internal",
+    "authHTTPAddress": "",
+    "authHTTPExclude": None,
+    "authJWTClaimKey": "mediamtx_permissions",
+    "api": False,
+    "apiAddress": ":9997",
+    "apiEncryption": False,
+    "metrics": False,
+    "metricsAddress": ":9998",
+    "pprof": False,
+    "pprofAddress": ":9999",
+    "rtsp": True,
+    "rtspEncryption": "no",
+    "rtspAddress": ":8554",
+    "rtspsAddress": ":8322",
+    "rtmp": True,
+    "rtmpEncryption": "no",
+    "rtmpAddress": ":1935",
+    "rtmpsAddress": ":1936",
+    "hls": True,
+    "hlsAddress": ":8888",
+    "hlsEncryption": False,
+    "webrtc": True,
+    "webrtcAddress": ":8889",
+    "webrtcEncryption": False,
+    "srt": True,
+    "srtAddress": ":8890",
 }
 
 JSON = "application/json; charset=utf-8"
@@ -210,6 +243,10 @@ class FakeMediaMTX:
         self.node = node  # for `?node=` of every callback
         self.nested_auth = nested_auth
         self.paths_wait = paths_wait  # /v3/paths, and kicks of RTSP publishers, wait while `ask` does
+        self.options = _options(version)  # of its configuration; a test may change them
+        self.path_defaults: dict[str, object] = recording(version)["entry"] | {"name": "", "maxReaders": 0}
+        self.all_others: dict[str, object] | None = {}  # what is set in that entry; None: there is none
+        self.clock_ahead = 0.0  # seconds
         self.crash_on_rtsp_kick = False
         self.apply_seconds = 0.0  # how long after its answer a change of the configuration takes effect
         self.calls: list[Call] = []
@@ -450,6 +487,19 @@ class FakeMediaMTX:
             raise ValueError(f"MediaMTX {self.version} has no path that is always available")
         self._configure(path, _Entry("always available", {"alwaysAvailable": True}))
 
+    def load(self, yml: str) -> None:
+        """Be configured by what `streamorch mediamtx-config` prints. ValueError: this version does not know a key."""
+        self.options = _options(self.version)
+        self.path_defaults = self._recorded["entry"] | {"name": "", "maxReaders": 0}
+        for found in re.finditer(
+            r"(?m)^(?P<indent> *)(?P<key>\w+):(?: >-\n(?P<folded>(?: {4}.*\n)+)| (?P<plain>.+)\n)", yml
+        ):
+            where = self.path_defaults if found["indent"] else self.options
+            if found["key"] not in where:
+                raise ValueError(f"MediaMTX {self.version} does not know {found['key']}")
+            text = found["plain"] or " ".join(line.strip() for line in found["folded"].splitlines())
+            where[found["key"]] = {"yes": True, "no": False, "[]": []}.get(text, text.strip("'"))
+
     @property
     def config_paths(self) -> set[str]:
         """The names of the configuration's entries, all_others apart."""
@@ -674,7 +724,7 @@ class FakeMediaMTX:
         answer = (fault and fault.answer) or self._answer(request)
         if answer is None:
             return False
-        head, body = _head(answer), answer.body if request.method != "HEAD" else b""
+        head, body = _head(answer, time.time() + self.clock_ahead), answer.body if request.method != "HEAD" else b""
         if fault is None or fault.kind in ("slow", "hang", "answer"):
             _send(client, head, body)
             return request.headers.get("connection", "").lower() != "close"
@@ -703,6 +753,10 @@ class FakeMediaMTX:
         match (request.method, *parts):
             case ("GET", "", "v3", "info") if self._recorded["info"]:
                 return _found(msgspec.json.encode({"version": self.version, "started": self.started}))
+            case ("GET", "", "v3", "config", "global", "get"):
+                return _found(msgspec.json.encode(self.options))
+            case ("GET", "", "v3", "config", "pathdefaults", "get"):
+                return _found(msgspec.json.encode(self.path_defaults))
             case (method, "", "v3", "config", "paths", rest):
                 action, _, name = rest.partition("/")
                 with self._lock:
@@ -784,7 +838,9 @@ class FakeMediaMTX:
 
     def _config(self, method: str, action: str, name: str, request: _Request) -> Answer:
         if (method, action) == ("GET", "list"):
-            entries = {"all_others": _Entry("", {}), **self._entries}
+            entries = {**self._entries}
+            if self.all_others is not None:
+                entries = {"all_others": _Entry("", self.all_others), **entries}
             return self._page(request, [_Item(self._entry(entry, named)) for entry, named in entries.items()])
         writes = {("POST", "add"), ("POST", "replace"), ("PATCH", "patch"), ("DELETE", "delete")}
         if (method, action) not in writes | {("GET", "get")}:
@@ -833,8 +889,12 @@ class FakeMediaMTX:
             self._show(name)
 
     def _entry(self, name: str, entry: _Entry) -> dict[str, Any]:
-        recorded: dict[str, Any] = self._recorded["entry"]
-        return recorded | {"maxReaders": 0} | entry.settings | {"name": name}
+        found = self.path_defaults | entry.settings | {"name": name}
+        # From v1.19.3 on the old name of a hook counts when it is set.
+        for old, new in (("runOnReady", "runOnAvailable"), ("runOnNotReady", "runOnUnavailable")):
+            if new in found and old in found:
+                found[new] = found[old]
+        return found
 
     def _page(self, request: _Request, found: list[Any], item: Callable[[Any], _Item] = lambda found: found) -> Answer:
         """A page of a list; 100 items unless the request says otherwise."""
@@ -867,6 +927,16 @@ class FakeMediaMTX:
         found = self._recorded["answers"][name]
         body = found["body"].replace(recorded, instead) if recorded else found["body"]
         return Answer(found["status"], found["content_type"], body.encode(), found.get("www_authenticate"))
+
+
+def _options(version: str) -> dict[str, object]:
+    """The configuration outside of the paths, with the names and defaults of this version."""
+    found = dict(_OPTIONS)
+    if version != "v1.20.1":
+        found["authHTTPExclude"] = [{"action": action, "path": ""} for action in ("api", "metrics", "pprof")]
+    if version == "v1.9.3":
+        found["encryption"] = found.pop("rtspEncryption")
+    return found
 
 
 def _now() -> str:
@@ -922,12 +992,13 @@ def _next_request(stream: BinaryIO) -> _Request | None:
     return _Request(line[0], line[1], headers, stream.read(int(headers.get("content-length", 0))))
 
 
-def _head(answer: Answer) -> bytes:
+def _head(answer: Answer, now: float) -> bytes:
     lines = [
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
         "Access-Control-Allow-Credentials: true",
         "Access-Control-Allow-Origin: *",
         "Server: mediamtx",
+        f"Date: {email.utils.formatdate(now, usegmt=True)}",
     ]
     if answer.content_type:
         lines.append(f"Content-Type: {answer.content_type}")

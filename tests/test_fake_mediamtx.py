@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from streamorch import mediamtx_config
+from streamorch.settings import Settings
 from tests.fake_mediamtx import (
     CONNECTIONS,
     JSON,
@@ -807,3 +809,34 @@ def test_the_recordings_hold_no_key():
         text = (RECORDED / f"{version}.json").read_text()
         assert recording(version)["version"] == version
         assert not re.search(r"sk_[A-Za-z0-9]|api-secret", text)
+
+
+# --- its configuration ---
+
+
+@each_version
+def test_it_is_configured_by_what_we_print(version):
+    settings = Settings.from_env({"DATABASE_URL": "postgresql:///x", "API_SECRET": "x", "MEDIAMTX_RTMP_URL": "off"})
+    with FakeMediaMTX(version) as fake:
+        suits = mediamtx_config.parse_version(version)
+        fake.load(mediamtx_config.config(settings, version=suits))
+        options, defaults = got(fake, "/v3/config/global/get"), got(fake, "/v3/config/pathdefaults/get")
+        assert (options["authMethod"], options["authHTTPExclude"], options["api"]) == ("http", [], True)
+        assert (options["rtmp"], options["rtsp"]) == (False, True)
+        start, end = mediamtx_config.hook_names(suits)
+        assert (defaults[start], defaults[end]) == mediamtx_config.hook_lines(settings)
+        assert [entry[start] for entry in items(fake, "config/paths")] == [defaults[start]]
+
+
+@each_version
+def test_it_does_not_know_the_names_of_another_version(version):
+    settings = Settings.from_env({"DATABASE_URL": "postgresql:///x", "API_SECRET": "x"})
+    other = mediamtx_config.OLDEST if version == "v1.20.1" else mediamtx_config.CURRENT
+    with pytest.raises(ValueError, match="does not know runOn"):
+        FakeMediaMTX(version).load(mediamtx_config.config(settings, version=other))
+
+
+def test_an_old_name_of_a_hook_counts_when_it_is_set(fake):
+    fake.path_defaults |= {"runOnReady": "x", "runOnAvailable": ""}
+    assert got(fake, "/v3/config/pathdefaults/get")["runOnAvailable"] == ""
+    assert items(fake, "config/paths")[0]["runOnAvailable"] == "x"

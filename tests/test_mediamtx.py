@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from streamorch import mediamtx, tracks
-from streamorch.mediamtx import ControlAPI, Info, NoAnswer, Refused, Unauthorized
+from streamorch.mediamtx import ControlAPI, Exclusion, Info, NoAnswer, Refused, Unauthorized
 from tests.fake_mediamtx import CONNECTIONS, LISTS, VERSIONS, FakeMediaMTX, Publisher, recording
 
 SECONDS = 2.0
@@ -63,6 +63,57 @@ def test_info(version):
         is_old = version in ("v1.9.3", "v1.12.3")
         assert info == (Info() if is_old else Info(version, fake.started))
         assert info.names_rtsp_sessions == fake.names_rtsp_sessions
+
+
+# --- its configuration ------------------------------------------------------------------------------------
+
+
+def test_the_configuration_is_read(any_version):
+    any_version.options |= {"hls": False, "authHTTPExclude": [{"action": "read", "path": "~^a"}]}
+    any_version.path_defaults["overridePublisher"] = False
+    any_version.idle_path("cam")
+    api = client(any_version)
+    options = api.options(seconds=SECONDS)
+    assert (options.hls, options.rtmp, options.rtmpAddress) == (False, True, ":1935")
+    assert options.authHTTPExclude == [Exclusion("read", "~^a")]
+    defaults = api.path_defaults(seconds=SECONDS)
+    assert defaults.overridePublisher is False
+    is_new = any_version.version == "v1.20.1"
+    assert (defaults.runOnOnline, defaults.runOnReady) == (("", None) if is_new else (None, ""))
+    entries = api.path_entries(seconds=SECONDS)
+    assert [(entry.name, entry.overridePublisher) for entry in entries] == [("all_others", False), ("cam", False)]
+    assert {call.method for call in any_version.calls} == {"GET"}
+
+
+def test_all_entries_are_read(fake):
+    for number in range(150):
+        fake.idle_path(f"cam{number}")
+    assert len(client(fake).path_entries(seconds=SECONDS)) == 151
+
+
+def test_the_clock_of_a_server(fake):
+    fake.clock_ahead = 500
+    clock = client(fake).clock(seconds=SECONDS)
+    assert clock is not None
+    assert clock - time.time() == pytest.approx(500, abs=30)
+
+
+@pytest.mark.parametrize("ask", [ControlAPI.options, ControlAPI.path_defaults, ControlAPI.path_entries])
+def test_a_configuration_that_cannot_be_had(fake, ask):
+    with pytest.raises(Unauthorized):
+        ask(ControlAPI(fake.url, user="streamorch", password="x"), seconds=SECONDS)
+    fake.answer(404, b"404 page not found", "text/plain")
+    with pytest.raises(NoAnswer, match="no Control API v3"):
+        ask(client(fake), seconds=SECONDS)
+    fake.answer(200, b'{"items": 7, "rtmp": 7, "overridePublisher": 7}')
+    with pytest.raises(NoAnswer, match="another form"):
+        ask(client(fake), seconds=SECONDS)
+    fake.refuse()
+    with pytest.raises(Refused):
+        ask(client(fake), seconds=SECONDS)
+
+
+# --- its version ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
