@@ -122,6 +122,18 @@ def running_database_url(environ: Mapping[str, str]) -> str:
     return postgres.url
 
 
+def completed(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment with what a `streamorch run` from this home adds to it, as far as it is there and not given."""
+    added = {}
+    secret = _home(environ) / _SECRET_FILE
+    if not _given(environ, "API_SECRET") and secret.exists():
+        added["API_SECRET_FILE"] = str(secret)
+    if not _given(environ, "DATABASE_URL"):
+        with suppress(StartError):
+            added["DATABASE_URL"] = running_database_url(environ)
+    return {**environ, **added}
+
+
 def _home(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("STREAMORCH_HOME", "").strip() or ".streamorch")
 
@@ -307,7 +319,7 @@ def await_answer(settings: Settings, service: "subprocess.Popen[bytes]") -> None
     while not _is_live(_reachable_host(settings), settings.api_port):
         _check_alive(service)
         if time.monotonic() > deadline:
-            raise StartError(f"the service does not answer on {_base_url(settings)} within {_START_SECONDS} s")
+            raise StartError(f"the service does not answer on {own_url(settings)} within {_START_SECONDS} s")
         time.sleep(0.05)
 
 
@@ -559,7 +571,7 @@ def greeting(settings: Settings, environ: Mapping[str, str], home: Path, media: 
         about_media = _MEDIA_RUNS.format(name=media.name, config=media.config, log=media.log)
     else:
         about_media = _MEDIA_IS_ELSEWHERE.format(command=_own_command())
-    return _GREETING.format(url=_base_url(settings), secret=place, read_secret=command, media=about_media)
+    return _GREETING.format(url=own_url(settings), secret=place, read_secret=command, media=about_media)
 
 
 def _own_command() -> str:
@@ -581,7 +593,8 @@ def _api_secret(environ: Mapping[str, str], home: Path) -> tuple[str, str]:
     return f"in {file}", f"$(cut -d, -f1 {shlex.quote(file)})"
 
 
-def _base_url(settings: Settings) -> str:
+def own_url(settings: Settings) -> str:
+    """Where this machine reaches the service."""
     host = _reachable_host(settings)
     return f"http://[{host}]:{settings.api_port}" if ":" in host else f"http://{host}:{settings.api_port}"
 

@@ -85,9 +85,14 @@ def _apply(conn: psycopg.Connection[tuple[object, ...]], migration: Migration) -
 def check(database_url: str) -> None:
     """Raises SchemaError unless the schema is exactly that of this release."""
     with psycopg.connect(database_url, autocommit=True, connect_timeout=5, application_name="streamorch") as conn:
-        if pending := _pending(conn):
-            names = ", ".join(migration.name for migration in pending)
+        if pending := not_applied(conn):
+            names = ", ".join(pending)
             raise SchemaError(f"the database schema is old: {names} not applied yet; run: streamorch migrate")
+
+
+def not_applied(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
+    """The names of the migrations that `apply` would apply; SchemaError when it would refuse this database."""
+    return [migration.name for migration in _pending(conn)]
 
 
 def is_current(conn: psycopg.Connection[tuple[object, ...]]) -> bool:
