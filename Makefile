@@ -5,13 +5,16 @@ VENV := .venv/bin/python
 INSTALLS := .ci/install constraints.txt setup.cfg setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench races proof real audit format lint types openapi wheel clean
+.PHONY: help run doctor test check bench races proof real audit format lint types openapi wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 run: .venv/installed-run ## start the service, a PostgreSQL of its own, MediaMTX if it is installed; Ctrl-C stops all, the data stays
 	@$(VENV) -m streamorch run
+
+doctor: .venv/installed-run ## find what is wrong with settings, database, service and MediaMTX, and what mends it
+	@$(VENV) -m streamorch doctor
 
 test: .venv/installed-dev ## run the tests, with coverage
 	@$(VENV) -m pytest --cov --cov-report=term-missing:skip-covered

@@ -35,6 +35,7 @@ _FILES = {
     "serve": "serve",
     "migrate": "migrate",
     "mediamtx-config": "mediamtx_config",
+    "doctor": "doctor",
     "broadcasters": "broadcasters",
     "keys": "keys",
     "streams": "streams",
