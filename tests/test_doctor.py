@@ -568,13 +568,8 @@ HERE = Instance(200, __version__, "ok", "current", "ok")
         ({"question": Answer(503)}, "callback", "unknown", "503", ""),
         ({"question": Absent("no answer in time", "silent")}, "callback", "unknown", "in time", ""),
         ({"media_server": NOBODY}, "control-api", "wrong", "nobody can be cut off", "api: yes\n  apiAddress: 127."),
-        (
-            {"media_server": Absent("ReadTimeout", "silent")},
-            "control-api",
-            "unknown",
-            "cannot be asked",
-            "MEDIAMTX_API_U",
-        ),
+        ({"media_server": Absent("ReadTimeout", "silent")}, "control-api", "unknown", "may be waiting", AUTH_LINE),
+        ({"media_server": Absent("status 500")}, "control-api", "unknown", "status 500", "MEDIAMTX_API_URL="),
         ({"media_server": Absent("", "unauthorized")}, "control-api", "wrong", "asks somebody else", AUTH_LINE),
         (
             {"media_server": Absent("", "unauthorized"), "question": Answer(401)},

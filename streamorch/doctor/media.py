@@ -52,9 +52,12 @@ def control_api(facts: Facts) -> Verdict:
         )
     if found.kind == "unauthorized":
         return _refused_us(facts, where)
-    return unknown(
-        f"{where} cannot be asked: {found.reason}", either([right_lines(facts, "api", "apiAddress"), elsewhere])
-    )
+    if found.kind == "silent":
+        return unknown(
+            f"{where} does not answer in time; it may be waiting for the one that it asks whether we may",
+            either([right_lines(facts, "authHTTPAddress"), elsewhere]),
+        )
+    return unknown(f"{where} cannot be asked: {found.reason}", elsewhere)
 
 
 def _refused_us(facts: Facts, where: str) -> Verdict:
