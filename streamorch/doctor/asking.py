@@ -218,8 +218,7 @@ def _who_is_asked(address: str, settings: Settings) -> Instance | Absent | None:
             return None
     except ValueError:
         return None
-    netloc = parts.netloc.rpartition("@")[2]
-    return _instance(urlunsplit((parts.scheme, netloc, parts.path.rpartition("/")[0], "", "")))
+    return _instance(urlunsplit((parts.scheme, parts.netloc, parts.path.rpartition("/")[0], "", "")))
 
 
 # --- what viewers and encoders reach -------------------------------------------------------------------------
@@ -272,7 +271,7 @@ def _http(
 ) -> Answer | Absent:
     """One exchange, as MediaMTX would have it: no proxy of the environment, the authorities that the system trusts.
 
-    Redirects are told, not followed.
+    Redirects are told, not followed; a credential in the URL is not sent.
     """
 
     def ask() -> Answer:

@@ -134,7 +134,7 @@ def is_loopback(host: str) -> bool:
 
 
 def secrets_of(facts: Facts) -> list[str]:
-    """Every secret that is known, in the forms in which it may stand in a text; the longest first."""
+    """Every secret of ours, in the forms in which it may stand in a text; the longest first."""
     if isinstance(facts.settings, Absent):
         return []
     ours = facts.settings
@@ -146,8 +146,6 @@ def secrets_of(facts: Facts) -> list[str]:
         ours.read_secret,
         _password_of(ours.database_url),
     ]
-    if not isinstance(facts.media_server, Absent):
-        known.append(_password_of(facts.media_server.options.authHTTPAddress))
     forms = {form for secret in known if secret for form in (secret, unquote(secret), quote(secret, safe=""))}
     return sorted(forms, key=len, reverse=True)
 
