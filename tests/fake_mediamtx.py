@@ -55,12 +55,12 @@ _READER_LISTS = {
     "moqSession": "moqsessions",
 }
 
-# The defaults of the configuration outside of the paths, by their names of today, as far as streamorch looks at them.
+# What a real v1.20.1 told of its configuration outside of the paths, as far as streamorch looks at it; api is on there.
 _OPTIONS: dict[str, object] = {
     "readTimeout": "10s",
     "authMethod": "internal",
     "authHTTPAddress": "",
-    "authHTTPExclude": None,
+    "authHTTPExclude": [],
     "authJWTClaimKey": "mediamtx_permissions",
     "api": False,
     "apiAddress": ":9997",
@@ -930,7 +930,7 @@ class FakeMediaMTX:
 
 
 def _options(version: str) -> dict[str, object]:
-    """The configuration outside of the paths, with the names and defaults of this version."""
+    """The configuration outside of the paths, with the names and defaults that a real server of this version told."""
     found = dict(_OPTIONS)
     if version != "v1.20.1":
         found["authHTTPExclude"] = [{"action": action, "path": ""} for action in ("api", "metrics", "pprof")]
