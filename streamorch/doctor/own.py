@@ -20,7 +20,7 @@ from streamorch.doctor.verdicts import (
 # A claim takes one or two round trips, and MediaMTX asks one question at a time.
 _SLOW_SECONDS, _TOO_SLOW_SECONDS = 0.010, 0.200
 # Leases, holds and expiry go by the database's clock; times in logs and signed requests by this machine's.
-SKEW_SECONDS, TOO_SKEW_SECONDS = 2.0, 30.0
+_SKEW_SECONDS, _TOO_SKEW_SECONDS = 2.0, 30.0
 
 
 def settings(facts: Facts) -> Verdict:
@@ -117,11 +117,11 @@ def database_clock(facts: Facts) -> Verdict:
 
 def clock(skew: float, whose: str) -> Verdict:
     """A clock beside this machine's; `skew` is how far it is ahead."""
-    if abs(skew) <= SKEW_SECONDS:
+    if abs(skew) <= _SKEW_SECONDS:
         return ok(f"{whose} clock and this machine's agree")
     told = f"{whose} clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
     mend = f"{run('timedatectl set-ntp true')} (on the one that is not right)"
-    return wrong(told, mend) if abs(skew) > TOO_SKEW_SECONDS else warning(told, mend)
+    return wrong(told, mend) if abs(skew) > _TOO_SKEW_SECONDS else warning(told, mend)
 
 
 # --- the service -----------------------------------------------------------------------------------------------
