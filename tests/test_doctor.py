@@ -642,7 +642,9 @@ def test_rtsps_is_where_each_version_has_it():
         fake = configured(version, settings)
         assert not_well(doctor.judge(well(fake, settings))) == {"url-rtsp": "wrong"}
         fake.options[name] = "optional"
-        assert not_well(doctor.judge(well(fake, settings))) == {}
+        findings = doctor.judge(well(fake, settings))
+        assert not_well(findings) == {}
+        assert finding(findings, "url-rtsp").text == "rtsps://localhost:8322 answers"
 
 
 @pytest.mark.parametrize(
@@ -689,6 +691,16 @@ def test_the_secret_of_a_hook_may_come_in_a_header(header):
         in_hook(name, IN_URL, "")(fake)
         in_hook(name, "-sS", f"-sS {header}")(fake)
     assert not_well(doctor.judge(well(fake, settings))) == {}
+
+
+def test_another_secret_in_a_header_is_none():
+    settings = read()
+    fake = configured("v1.20.1", settings)
+    in_hook(start_of, IN_URL, "")(fake)
+    in_hook(start_of, "-sS", "-sS -H 'Authorization: Bearer old-secret'")(fake)
+    findings = doctor.judge(well(fake, settings))
+    assert not_well(findings) == {"hooks": "wrong"}
+    assert "lacks MEDIAMTX_CALLBACK_SECRET" in finding(findings, "hooks").text
 
 
 def test_a_public_read_policy_has_nothing_to_protect():
