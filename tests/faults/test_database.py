@@ -62,7 +62,8 @@ def frozen(service: Service) -> Iterator[None]:
         yield
     finally:
         for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # one that had just ended is reaped by the first to go on
+                os.kill(pid, signal.SIGCONT)
 
 
 # --- away ---------------------------------------------------------------------------------------------------
