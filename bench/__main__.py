@@ -48,7 +48,7 @@ def main(wanted: str, quick: bool, full: bool, shows_names: bool, file: Path | N
     if shows_names:
         click.echo("\n".join(name for _, names in chosen for name in names))
         return
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     try:
         report = _measured(chosen, database_url, is_quick=quick)
     except (
@@ -87,7 +87,7 @@ def _measured(chosen: list[tuple[cases.Group, list[str]]], database_url: str | N
         return report
 
 
-def _leave(*_: object) -> NoReturn:
+def leave(*_: object) -> NoReturn:
     """SIGTERM ends as Ctrl-C does: with everything stopped."""
     raise KeyboardInterrupt
 

@@ -6,6 +6,7 @@ an interval by bootstrap over turns. What differs by design is the answer: its s
 """
 
 import random
+import signal
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from typing import LiteralString
 import click
 
 from bench import data, load, messages, servers
+from bench.__main__ import leave
 
 _KEYS = 200
 _ROUNDS = 2000  # of the bootstrap
@@ -34,6 +36,7 @@ _STATES: dict[str, LiteralString] = {
 @click.option("--kept", is_flag=True, help="All questions of a turn on one connection.")
 def main(turns: int, count: int, kept: bool) -> None:
     """Measure, and print a line for each class."""
+    signal.signal(signal.SIGTERM, leave)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamorch-bench-")))
         folder.chmod(0o711)
