@@ -591,8 +591,8 @@ def test_metadata_is_the_operators_own(life):
 # --- compared in constant time ---
 
 
-# Compared with == or in, and no secret: the names of settings and of members, a scheme.
-INNOCENT: list[str] = []
+# Compared with == or in, and nobody's guess: two hashes of databases that an operator imports from and into.
+INNOCENT = ["rescuestream.py: hashes.get(key.id, digest) != digest"]
 
 
 def test_secrets_are_compared_by_one_function_alone():

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
-from streamorch import mediamtx_config
+from streamorch import mediamtx_config, signing
 from streamorch.doctor.facts import Absent, Facts, Verdict
 from streamorch.doctor.own import clock as judged_clock
 from streamorch.doctor.verdicts import (
@@ -186,7 +186,7 @@ def differences(
         given = unquote(parts.password or "")
         if not given:
             found.append("lacks MEDIAMTX_CALLBACK_SECRET")
-        elif given != ours.callback_secret:
+        elif not signing.matches(given, (ours.callback_secret,)):
             found.append("has another secret than MEDIAMTX_CALLBACK_SECRET")
     return found
 
