@@ -239,6 +239,17 @@ def test_who_leads_is_told_right_after_the_leader_died(service):
     wait_for(lambda: scraped(service)[leader] == 1)
 
 
+def test_a_worker_that_nobody_replaces_is_kept_in_the_counts_alone(service):
+    wait_for(lambda: scraped(service)[series("streamorch_pool_max_size")] == 10)
+    before = scraped(service)[series("streamorch_worker_starts_total")]
+    service.process.send_signal(signal.SIGTTOU)  # one less
+    wait_for(lambda: len(service.workers()) == 1)
+    wait_for(lambda: scraped(service)[series("streamorch_workers")] == 1)
+    found = scraped(service)
+    assert found[series("streamorch_pool_max_size")] == 5
+    assert found[series("streamorch_worker_starts_total")] == before == 2
+
+
 def test_a_dead_database_is_told_and_a_scrape_does_not_hang(service):
     wait_for(lambda: scraped(service)[series("streamorch_database_up")] == 1)
     os.kill(service.postmaster(), signal.SIGQUIT)
