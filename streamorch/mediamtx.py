@@ -244,9 +244,11 @@ class ControlAPI:
     def info(self, *, seconds: float) -> Info:
         """What the server says of itself."""
         try:
-            return _decoded(_info, self._call("GET", "/v3/info", seconds))
+            found = _decoded(_info, self._call("GET", "/v3/info", seconds))
         except _NoRoute:
             return Info()
+        # A server that somebody built tells its version as the file has it, with the end of the line.
+        return Info(found.version and found.version.strip(), found.started)
 
     def options(self, *, seconds: float) -> Options:
         """The configuration outside of the paths; it may hold secrets, like the next two."""

@@ -565,8 +565,9 @@ def _check(info: Info, connections: dict[str, list[Connection]], publishers: Pub
     """NoAnswer when the server contradicts itself, or uses words that no MediaMTX uses and no table can hold."""
     ids = [found.id for items in connections.values() for found in items]
     ids += publishers.ids
-    words = "\n".join([info.version or "", *ids, *publishers.paths, *publishers.types])
-    if "\x00" in words or words.count("\n") != len(ids) + len(publishers.paths) + len(publishers.types):
+    # Names go to the database as lines.
+    names = [*ids, *publishers.paths, *publishers.types]
+    if any("\x00" in name or "\n" in name for name in names) or "\x00" in (info.version or ""):
         raise NoAnswer("a name that is none")
     if max(map(len, ids), default=0) > _MAX_ID or len(set(publishers.ids)) < len(publishers.ids):
         raise NoAnswer("an id that is none, or of two publishers")

@@ -98,6 +98,13 @@ def test_the_clock_of_a_server(fake):
     assert clock - time.time() == pytest.approx(500, abs=30)
 
 
+def test_the_version_of_a_server_that_somebody_built_is_without_the_end_of_its_line(fake):
+    fake.answer(200, b'{"version": "v1.20.1\\n", "started": "2026-01-31T12:00:00Z"}', route="/v3/info")
+    told = client(fake).info(seconds=SECONDS)
+    assert told.version == "v1.20.1"
+    assert told.names_rtsp_sessions
+
+
 @pytest.mark.parametrize("ask", [ControlAPI.options, ControlAPI.path_defaults, ControlAPI.path_entries])
 def test_a_configuration_that_cannot_be_had(fake, ask):
     with pytest.raises(Unauthorized):
