@@ -88,7 +88,7 @@ class Tracing:
         propagate.set_global_textmap(_Propagator())
         # Before the pool connects: it changes what `Connection.connect` gives.
         PsycopgInstrumentor().instrument(tracer_provider=self._provider)
-        FlaskInstrumentor.instrument_app(  # type: ignore[no-untyped-call]
+        FlaskInstrumentor.instrument_app(  # type: ignore[no-untyped-call]  # it tells no types
             app, tracer_provider=self._provider, excluded_urls=_EXCLUDED, enable_commenter=False
         )
 
