@@ -797,9 +797,9 @@ def test_a_publisher_that_nobody_claimed_is_shown_and_left_alone(scene, caplog):
     assert scene.tick().unclaimed == []
 
 
-def kicking(make_scene: Callable[..., Scene], version: str = "v1.20.1") -> Scene:
+def kicking(make_scene: Callable[..., Scene], version: str = "v1.20.1", unknown_publishers: str = "kick") -> Scene:
     """A scene in which strangers are kicked; two streams are live, and both have been seen."""
-    scene = make_scene(version, UNKNOWN_PUBLISHERS="kick")
+    scene = make_scene(version, UNKNOWN_PUBLISHERS=unknown_publishers)
     scene.tick()
     scene.active("live/a")
     scene.active("live/b")
@@ -814,6 +814,14 @@ def test_a_newcomer_that_nobody_claimed_is_kicked(make_scene, version, protocol)
     scene.tick()
     # v1.9.3 does not tell which session is of which connection, and nobody is closed on a guess.
     assert scene.is_connected(stranger) == ((version, protocol) == ("v1.9.3", "rtsp"))
+
+
+def test_a_newcomer_that_nobody_claimed_is_left_alone_unless_told_to_kick(make_scene):
+    scene = kicking(make_scene, unknown_publishers="report")
+    stranger = scene.fake.publish("open/door")
+    assert [entry["path"] for entry in scene.tick().unclaimed] == ["open/door"]
+    scene.tick()
+    assert scene.is_connected(stranger)
 
 
 @pytest.mark.parametrize("is_seen_before", [False, True])

@@ -253,7 +253,7 @@ _ALL = (
         "sql/0003_media_server.sql",
         "s.ended_at IS NULL AND s.started_at < p_snapshot_at\n",
         "s.ended_at IS NULL AND s.started_at IS NOT NULL\n",
-        _RECONCILER,
+        ("tests/repositories/test_reconciliation.py::test_what_began_after_the_snapshot_is_not_judged_by_it",),
     ),
     Mutant(
         "reopened-past-who-has-the-path",
@@ -288,7 +288,7 @@ _ALL = (
         "streamorch/reconciler.py",
         '        if self._settings.unknown_publishers != "kick" or not newcomers:\n',
         "        if not newcomers:\n",
-        _RECONCILER,
+        ("tests/test_reconciler.py::test_a_newcomer_that_nobody_claimed_is_left_alone_unless_told_to_kick",),
     ),
     Mutant(
         "what-ended-on-purpose-is-reopened",
@@ -399,7 +399,7 @@ _ALL = (
         "sql/0004_speed.sql",
         "        PERFORM set_config('lock_timeout', '300ms', true);\n        PERFORM 1 FROM stream_keys",
         "        PERFORM 1 FROM stream_keys",
-        ("tests/faults/test_database.py::test_a_lock_that_somebody_holds_costs_only_those_who_need_it[key row]",),
+        ("tests/repositories/test_streams.py::test_a_claim_waits_for_a_lock_no_longer_than_its_caller_can",),
     ),
     Mutant(
         "asking-again-is-another-claim",
@@ -414,13 +414,6 @@ _ALL = (
         "        self._serve_until_others_do(now)\n",
         "",
         ("tests/faults/test_workers.py::test_sigterm_under_load_loses_no_request",),
-    ),
-    Mutant(
-        "nobody-accepts-during-a-reload",
-        "streamorch/worker.py",
-        'elif not self.is_told_to_end or struct.unpack("d", _BEGAN)[0] > now:',
-        "else:",
-        ("tests/faults/test_workers.py::test_sighup_under_load_loses_and_refuses_no_request",),
     ),
     Mutant(
         "bodies-of-any-size-are-read",
