@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Body = TypeVar("Body", bound=msgspec.Struct)
 Told = TypeVar("Told", bound=msgspec.Struct)
 Asked = TypeVar("Asked", bound=msgspec.Struct)
+Item = TypeVar("Item")
 
 _MAX_METADATA_BYTES = 16 * 1024
 _MAX_METADATA_DEPTH = 32
@@ -393,6 +394,17 @@ def after(cursor: str | None, filters: Mapping[str, Any]) -> tuple[str, str] | N
     if bound_to != _fingerprint(filters):
         raise invalid("cursor", "belongs to other filters")
     return last
+
+
+def one_page(
+    found: list[Item], limit: int, filters: Mapping[str, Any], place: Callable[[Item], tuple[str, UUID]]
+) -> tuple[list[Item], str | None]:
+    """At most `limit` of what was found, and the cursor of the page after them; None when nothing more was found.
+
+    `place` tells moment and id of an item, by which the page after it begins.
+    """
+    items = found[:limit]
+    return items, next_cursor(*place(items[-1]), filters) if len(found) > limit else None
 
 
 def next_cursor(time_text: str, id_value: UUID, filters: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from streamorch.blueprints import (
     after,
     answer,
     first,
-    next_cursor,
+    one_page,
     query,
     require_api_caller,
     service,
@@ -64,6 +64,5 @@ def index() -> flask.Response:
     last = after(asked.cursor, filters)
     with service().database.connection() as conn:
         found = audit.page(conn, filters=filters, limit=asked.limit + 1, after=last)
-    items, more = found[: asked.limit], len(found) > asked.limit
-    cursor = next_cursor(items[-1].changed_at, items[-1].id, filters) if more else None
+    items, cursor = one_page(found, asked.limit, filters, lambda item: (item.changed_at, item.id))
     return answer(ChangePage(items, len(items), cursor))

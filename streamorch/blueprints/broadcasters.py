@@ -18,8 +18,8 @@ from streamorch.blueprints import (
     first,
     given,
     identifier,
-    next_cursor,
     no_content,
+    one_page,
     query,
     require_api_caller,
     service,
@@ -91,8 +91,7 @@ def index() -> flask.Response:
     last = after(asked.cursor, {})
     with service().database.connection() as conn:
         found = broadcasters.page(conn, limit=asked.limit + 1, after=last)
-    items, more = found[: asked.limit], len(found) > asked.limit
-    cursor = next_cursor(items[-1].created_at, items[-1].id, {}) if more else None
+    items, cursor = one_page(found, asked.limit, {}, lambda item: (item.created_at, item.id))
     return answer(BroadcasterPage(items, len(items), cursor))
 
 

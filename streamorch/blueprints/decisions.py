@@ -15,7 +15,7 @@ from streamorch.blueprints import (
     answer,
     first,
     invalid,
-    next_cursor,
+    one_page,
     query,
     require_api_caller,
     service,
@@ -85,6 +85,5 @@ def index() -> flask.Response:
     days = service().settings.decision_days
     with service().database.connection() as conn:
         found = decisions.page(conn, filters=filters, days=days, limit=asked.limit + 1, after=last)
-    items, more = found[: asked.limit], len(found) > asked.limit
-    cursor = next_cursor(items[-1].decided_at, items[-1].id, filters) if more else None
+    items, cursor = one_page(found, asked.limit, filters, lambda item: (item.decided_at, item.id))
     return answer(DecisionPage(items, len(items), cursor))

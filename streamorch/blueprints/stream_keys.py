@@ -21,8 +21,8 @@ from streamorch.blueprints import (
     given,
     identifier,
     invalid,
-    next_cursor,
     no_content,
+    one_page,
     query,
     require_api_caller,
     service,
@@ -113,8 +113,7 @@ def index() -> flask.Response:
         found = stream_keys.page(
             conn, broadcaster_id=asked.broadcaster_id, status=asked.status, limit=asked.limit + 1, after=last
         )
-    items, more = found[: asked.limit], len(found) > asked.limit
-    cursor = next_cursor(items[-1].created_at, items[-1].id, filters) if more else None
+    items, cursor = one_page(found, asked.limit, filters, lambda item: (item.created_at, item.id))
     return answer(StreamKeyPage(items, len(items), cursor))
 
 

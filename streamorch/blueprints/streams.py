@@ -25,8 +25,8 @@ from streamorch.blueprints import (
     given,
     identifier,
     invalid,
-    next_cursor,
     no_content,
+    one_page,
     query,
     require_api_caller,
     service,
@@ -148,8 +148,7 @@ def _history(status: streams.Status, filters: dict[str, Any], asked_for: WhichSt
     last = after(asked_for.cursor, bound)
     with service().database.connection() as conn:
         found = streams.page(conn, status=status, filters=filters, limit=asked_for.limit + 1, after=last)
-    items, more = found[: asked_for.limit], len(found) > asked_for.limit
-    cursor = next_cursor(items[-1].claimed_at, items[-1].id, bound) if more else None
+    items, cursor = one_page(found, asked_for.limit, bound, lambda item: (item.claimed_at, item.id))
     return answer(StreamPage([_listed(item) for item in items], len(items), cursor))
 
 
@@ -249,8 +248,7 @@ def events(stream_id: str) -> flask.Response:
         found = timeline.page(conn, wanted, limit=asked_for.limit + 1, after=last)
     if not found and last is None:
         raise Problem("not-found", "no such stream")
-    items, more = found[: asked_for.limit], len(found) > asked_for.limit
-    cursor = next_cursor(items[-1].at, items[-1].id, bound) if more else None
+    items, cursor = one_page(found, asked_for.limit, bound, lambda item: (item.at, item.id))
     return answer(EventPage(items, len(items), cursor))
 
 
