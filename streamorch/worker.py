@@ -357,6 +357,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
             self.notify()
             self.wait_for_and_dispatch_events(_SWEEP_SECONDS)
             self._let_go_of(self._late())
+            self._look_for_the_forgotten()
         self.alive = False
         self._stop()
 
@@ -371,7 +372,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
         # New callers go to another worker, or are refused: one who connects to a listener that nobody serves hangs.
         for fd in list(self.listeners):
             self.epoll.unregister(fd)  # closing is not enough: the master has the listener open, too
-            self.listeners.pop(fd)[0].close()
+            listener, server = self.listeners[fd]
+            # Whom the kernel has announced to us it announces to no other worker.
+            while conn := self._accept(listener, server):
+                self._wait_for(conn)
+            del self.listeners[fd]  # afterwards: without listeners and connections the threads end
+            listener.close()
         time.sleep(_SETTLE_SECONDS)
         for conn in list(self.waiting.values()):
             self._hurry(conn)
@@ -405,6 +411,17 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
                     return
             elif not self.is_told_to_end or struct.unpack("d", _BEGAN)[0] > now:
                 return
+
+    def _look_for_the_forgotten(self) -> None:
+        """Have whoever still waits to be accepted announced to us.
+
+        The kernel announces a newcomer to one worker (EPOLLEXCLUSIVE), once. When that one is stopped, or killed before
+        it accepts, the newcomer would wait until another comes.
+        """
+        for fd, (listener, _) in self.listeners.items():
+            if _has_connections(listener):
+                self.epoll.unregister(fd)
+                self.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def _late(self) -> list[Connection]:
         now = time.monotonic()
@@ -487,29 +504,30 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn ships no t
         while self.alive or self.listeners or self.connections:
             try:
                 for fd, _ in self.epoll.poll(_SWEEP_SECONDS, 1):
-                    if fd in self.listeners:
-                        self._accept(*self.listeners[fd])
-                    elif conn := self.waiting.pop(fd, None):
+                    listener = self.listeners.get(fd)
+                    conn = self._accept(*listener) if listener else self.waiting.pop(fd, None)
+                    if conn:
                         self._go_on(conn)
             except BaseException:  # a thread that ends here is missed for ever
                 log.exception("a connection failed")
 
-    def _accept(self, listener: socket.socket, server: Any) -> None:
+    def _accept(self, listener: socket.socket, server: Any) -> Connection | None:
+        """Who waits to be accepted; None when nobody does, or it could not be done."""
         try:
             client, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # another thread was faster, or the client has gone
+            return None  # another thread was faster, or the client has gone
         except OSError as error:
             if self.alive:
                 log.error("a connection cannot be accepted", extra={"reason": error.strerror})
                 if not self._make_room():
                     time.sleep(0.1)  # out of files or memory, and the epoll would tell of it again at once
-            return
+            return None
         if len(self.connections) >= self.worker_connections:
             self._make_room()
         conn = Connection(self.cfg, client, address, server)
         self.connections.add(conn)
-        self._go_on(conn)
+        return conn
 
     def _make_room(self) -> bool:
         """Let go of who has waited longest: a crowd of silent connections must not keep a media server out.

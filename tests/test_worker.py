@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ from gunicorn import http
 from gunicorn.config import Config
 
 from streamorch.exchange import MAX_BODY_BYTES
-from streamorch.worker import is_whole
+from streamorch.worker import Worker, is_whole
 from tests.worker_app import LARGE
 
 PATIENCE = 12
@@ -147,16 +149,23 @@ class Client:
 class Server:
     """gunicorn with one such worker."""
 
-    def __init__(self, folder: Path, *options: str, host: str = "127.0.0.1"):
-        self.host, self.port = host, free_port()
+    def __init__(self, folder: Path, *options: str, host: str = "127.0.0.1", listener: socket.socket | None = None):
+        self.host, self.port = host, listener.getsockname()[1] if listener else free_port()
         self.log = folder / "log"
         given = ["--threads", str(THREADS), "--keep-alive", "5", "--graceful-timeout", "10", *options]
         bind = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        if listener:
+            bind = f"fd://{listener.fileno()}"
         command = [sys.executable, "-m", "gunicorn", "--config", os.devnull, "--no-control-socket", "--bind", bind]
         command += ["--worker-class", "streamorch.worker.Worker", "--workers", "1", *given, "tests.worker_app:app"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[listener.fileno()] if listener else [],
             )
         try:
             wait_until(self.is_up)
@@ -960,6 +969,57 @@ def test_a_reload_loses_no_request(keep, start):
         time.sleep(0.2)
     assert crowd.end() == []
     assert crowd.answered > 20
+
+
+def test_who_was_announced_to_a_worker_that_is_gone_is_served_by_another(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener, select.epoll() as gone:
+        # Registered before the worker, and so told before it.
+        gone.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        server = Server(tmp_path, listener=listener)
+        try:
+            for _ in range(2):
+                gone.poll(0)
+                told: list[Any] = []
+                waiting = threading.Thread(target=lambda told=told: told.extend(gone.poll(PATIENCE)))
+                waiting.start()
+                wait_until(partial(sleeps, waiting))
+                client = server.connect()
+                waiting.join()
+                assert told == [(listener.fileno(), select.EPOLLIN)]
+                assert client.ask(get("/hello", "Connection: close")).status == 200
+                client.close()
+        finally:
+            server.kill()
+
+
+def sleeps(thread: threading.Thread) -> bool:
+    state = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "S"
+
+
+def test_who_was_announced_to_a_worker_that_ends_is_served_by_it(monkeypatch):
+    worker = Worker(0, os.getppid(), [socket.create_server(("127.0.0.1", 0))], None, 1, Config(), logging.getLogger())
+    (listener,) = worker.sockets
+    listener.setblocking(False)
+    worker.epoll, worker.connections, worker.waiting = select.epoll(), set(), {}
+    worker.listeners = {listener.fileno(): (listener, listener.getsockname())}
+    worker.epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    worker.alive = False
+    monkeypatch.setattr(worker, "_serve_until_others_do", lambda now: None)
+    client = Client(listener.getsockname()[1])
+    client.send(GET)
+    monkeypatch.setattr(worker, "_hurry", lambda conn: served.append(conn.client))
+    served: list[Any] = []
+    ending = threading.Thread(target=worker._stop)
+    ending.start()
+    wait_until(lambda: served)
+    assert client.socket.getsockname() in served
+    for conn in list(worker.connections):
+        worker._close(conn)
+    ending.join()
+    worker.epoll.close()
+    worker.tmp.close()
+    client.close()
 
 
 @pytest.mark.parametrize("keep", [True, False])
