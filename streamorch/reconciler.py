@@ -90,6 +90,7 @@ class Reconciler:
         self._holder = uuid.uuid4().hex
         self._lease_seconds = max(_LEASE_SECONDS, 2 * settings.reconcile_seconds)
         self._stopping = threading.Event()
+        self._is_told_to_stop = False
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._lead: Lead | None = None
         self._leads_until = 0.0
@@ -105,7 +106,10 @@ class Reconciler:
 
     def begin_to_stop(self) -> None:
         """End after the request that is under way, and let another lead at once; in a signal handler, too."""
-        self._stopping.set()
+        # A second signal in the middle of `set` would wait for the lock that this very thread holds.
+        if not self._is_told_to_stop:
+            self._is_told_to_stop = True
+            self._stopping.set()
 
     def stop(self) -> None:
         """As `begin_to_stop`, and wait for the end."""

@@ -1916,3 +1916,16 @@ def test_two_ticks_after_any_mess_the_table_equals_the_media_server(
         before = scene.version()
         assert changes(mess.quiet_tick()) == []
         assert scene.version() == before
+
+
+def test_a_second_signal_in_the_middle_of_the_first_does_not_wait_for_it(make_settings, monkeypatch):
+    reconciler = Reconciler(make_settings(), ControlAPI("http://127.0.0.1:9", user="", password=""))
+    signals = []
+
+    def interrupted() -> None:
+        signals.append("set")
+        reconciler.begin_to_stop()
+
+    monkeypatch.setattr(reconciler._stopping, "set", interrupted)
+    reconciler.begin_to_stop()
+    assert signals == ["set"]
