@@ -76,9 +76,10 @@ def _run(environ: dict[str, str], interrupts: "Interrupts", started: ExitStack) 
     home = _home(environ)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     started.enter_context(only_one(home))
-    # While the service is still there for its end hooks.
-    media_lock = end_leftover(home, "mediamtx", "MediaMTX", _MEDIA_STOP)
-    service_lock = end_leftover(home, "service", "service", signal.SIGTERM)
+    with interrupts.heeded():
+        # While the service is still there for its end hooks.
+        media_lock = end_leftover(home, "mediamtx", "MediaMTX", _MEDIA_STOP)
+        service_lock = end_leftover(home, "service", "service", signal.SIGTERM)
 
     brings_postgres = not _given(environ, "DATABASE_URL")
     if brings_postgres:
@@ -93,23 +94,21 @@ def _run(environ: dict[str, str], interrupts: "Interrupts", started: ExitStack) 
     postgres = None
     if brings_postgres:
         postgres = Postgres(home / "postgres")
-        with interrupts.held():
-            started.callback(postgres.stop)
-            postgres.start()
+        started.callback(postgres.stop)
+        postgres.start()
         environ["DATABASE_URL"] = postgres.url
-    for name in migrate.apply(environ["DATABASE_URL"]):
-        say(f"migrated {name}")
+    with interrupts.heeded():
+        for name in migrate.apply(environ["DATABASE_URL"]):
+            say(f"migrated {name}")
 
-    with interrupts.held():
-        service = start_service(environ, service_lock)
-        started.callback(stop, service)
-    await_answer(settings, service)
+    service = start_service(environ, service_lock)
+    started.callback(stop, service)
+    await_answer(settings, service, interrupts)
     # After the service, which it asks from its first moment on.
     if media:
-        with interrupts.held():
-            started.callback(media.stop)
-            media.start()
-        media.await_start()
+        started.callback(media.stop)
+        media.start()
+        media.await_start(interrupts)
     click.echo(greeting(settings, environ, home, media))
     watch(service, postgres, media, interrupts)
 
@@ -143,14 +142,16 @@ def _given(environ: Mapping[str, str], name: str) -> bool:
 
 
 class Interrupts:
-    """SIGINT, SIGTERM and SIGHUP become one KeyboardInterrupt; the next ones do not disturb the stopping.
+    """SIGINT, SIGTERM and SIGHUP become one KeyboardInterrupt, where it is heeded; the next ones do not disturb the
+    stopping.
 
-    It waits while something is half started, which could not be stopped yet.
+    Raised anywhere, it would leave things half started; and what subprocess has locked while it looks after a child it
+    would leave locked for ever, so that nobody could wait for the end of that child any more.
     """
 
     def __init__(self) -> None:
         self._asked = False
-        self._held = False
+        self._heeding = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # nohup ignores SIGHUP on purpose.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -158,18 +159,24 @@ class Interrupts:
 
     def _interrupt(self, number: int, frame: object) -> None:
         first, self._asked = not self._asked, True
-        if first and not self._held:
+        if first and self._heeding:
             raise KeyboardInterrupt
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        self._held = True
+    def heeded(self) -> Iterator[None]:
+        """What is done in here may be left between any two steps. One that came before is heeded at once."""
+        self._heeding = True
         try:
+            if self._asked:
+                raise KeyboardInterrupt
             yield
         finally:
-            self._held = False
-        if self._asked:
-            raise KeyboardInterrupt
+            self._heeding = False
+
+    def pause(self, seconds: float) -> None:
+        """Sleep so long, unless interrupted."""
+        with self.heeded():
+            time.sleep(seconds)
 
 
 # --- one at a time -------------------------------------------------------------------------------------------
@@ -313,14 +320,14 @@ def stop(child: "subprocess.Popen[bytes]", number: signal.Signals = signal.SIGTE
     child.wait()
 
 
-def await_answer(settings: Settings, service: "subprocess.Popen[bytes]") -> None:
+def await_answer(settings: Settings, service: "subprocess.Popen[bytes]", interrupts: Interrupts) -> None:
     """Return when /livez answers; StartError when it never does."""
     deadline = time.monotonic() + _START_SECONDS
     while not _is_live(_reachable_host(settings), settings.api_port):
         _check_alive(service)
         if time.monotonic() > deadline:
             raise StartError(f"the service does not answer on {own_url(settings)} within {_START_SECONDS} s")
-        time.sleep(0.05)
+        interrupts.pause(0.05)
 
 
 def _is_live(host: str, port: int) -> bool:
@@ -354,10 +361,8 @@ def watch(
             else:
                 tries = 0
         if media:
-            with interrupts.held():
-                media.look_after()
-        with suppress(subprocess.TimeoutExpired):
-            service.wait(1)
+            media.look_after()
+        interrupts.pause(1)
 
 
 def _check_alive(service: "subprocess.Popen[bytes]") -> None:
@@ -429,11 +434,11 @@ class MediaMTX:
         except OSError as error:
             say(f"{self.name} is not started: {error.strerror}")
 
-    def await_start(self) -> None:
+    def await_start(self, interrupts: Interrupts) -> None:
         """Return when it listens, or after a while. When it ends at once a line says why, and that was all of it."""
         deadline = time.monotonic() + _START_SECONDS
         while self.runs and not _listens(*self._api) and time.monotonic() < deadline:
-            time.sleep(0.05)
+            interrupts.pause(0.05)
         if self.runs:
             brings = f"{self.hooks} brings its hooks" if self.hooks != "none" else "without hooks"
             say(f"{self.name} is running ({brings}; its log is {self.log})")

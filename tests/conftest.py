@@ -6,7 +6,9 @@ A test that changes the schema asks for `postgresql` or is marked `own_database`
 import logging
 import os
 import shutil
+import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +39,17 @@ _PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.
 hypothesis.settings.register_profile("ci", _PATIENT, derandomize=True)
 hypothesis.settings.register_profile("proof", _PATIENT, max_examples=10_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_unconfigure() -> None:
+    """A thread that waits for what never comes would keep the run from its end: it is named instead, as a failure."""
+    left = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+    for thread in left:
+        thread.join(10)
+    if names := [thread.name for thread in left if thread.is_alive()]:
+        print("threads that a test has left behind:", *names, file=sys.stderr, flush=True)
+        os._exit(1)
+
 
 API_SECRET = "test-api-secret"
 NO_MEDIA_SERVER = "http://127.0.0.1:9"  # the port of discard: refused at once

@@ -24,6 +24,7 @@ import requests
 from psycopg import sql
 
 from streamorch import mediamtx_config
+from streamorch.local import Interrupts, watch
 from streamorch.repositories import migrate
 from streamorch.settings import Settings
 from tests.test_mediamtx_config import Publisher, free_ports, places
@@ -76,8 +77,8 @@ class Program:
         self.error_lines: list[str] = []
         self._news: Queue[str] = Queue()
         self._readers = [
-            threading.Thread(target=self._read, args=[self.process.stdout, self.lines]),
-            threading.Thread(target=self._read, args=[self.process.stderr, self.error_lines]),
+            threading.Thread(target=self._read, args=[self.process.stdout, self.lines], daemon=True),
+            threading.Thread(target=self._read, args=[self.process.stderr, self.error_lines], daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -136,7 +137,10 @@ def start() -> Iterator[Callable[..., Program]]:
     yield start_one
     for program in started:
         if program.process.poll() is None:
-            program.end()
+            try:
+                program.end()
+            finally:
+                program.process.kill()
 
 
 @pytest.fixture
@@ -191,6 +195,29 @@ def shell(script: str, **environ: str) -> str:
         text=True,
         timeout=PATIENCE,
     ).stdout.strip()
+
+
+class Child:
+    """A process as `watch` looks after it; the signal comes while subprocess has locked what it knows of it."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def poll(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.looks += 1
+
+
+def test_a_signal_never_interrupts_the_look_after_a_child():
+    handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    child: Any = Child()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            watch(child, None, None, Interrupts())
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+    assert child.looks == 1
 
 
 @pytest.mark.slow
