@@ -416,6 +416,27 @@ _ALL = (
         ("tests/faults/test_workers.py::test_sigterm_under_load_loses_no_request",),
     ),
     Mutant(
+        "who-was-announced-to-the-dead-is-forgotten",
+        "streamorch/worker.py",
+        "            self._look_for_the_forgotten()\n",
+        "",
+        ("tests/test_worker.py::test_who_was_announced_to_a_worker_that_is_gone_is_served_by_another",),
+    ),
+    Mutant(
+        "who-was-announced-at-the-end-is-forgotten",
+        "streamorch/worker.py",
+        "            while conn := self._accept(listener, server):\n                self._wait_for(conn)\n",
+        "",
+        ("tests/test_worker.py::test_who_was_announced_to_a_worker_that_ends_is_served_by_it",),
+    ),
+    Mutant(
+        "a-signal-interrupts-anything",
+        "streamorch/local.py",
+        "if first and self._heeding:",
+        "if first:",
+        ("tests/test_run.py::test_a_signal_never_interrupts_the_look_after_a_child",),
+    ),
+    Mutant(
         "bodies-of-any-size-are-read",
         "streamorch/worker.py",
         "    if len(length[1]) > _DIGITS or int(length[1]) > MAX_BODY_BYTES:\n        return None",
