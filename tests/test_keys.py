@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from streamorch import keys
 
-# rescuestream-api's keys were base64url, so - and _ are of the form too.
-OF_THE_FORM = st.from_regex(r"sk_[A-Za-z0-9_-]{32,64}", fullmatch=True)
+# rescuestream-api's keys were base64url, so - and _ are of the form too. `sc_`: the secrets of API clients.
+OF_THE_FORM = st.from_regex(r"s[ck]_[A-Za-z0-9_-]{32,64}", fullmatch=True)
+KEYS = OF_THE_FORM.filter(lambda text: text.startswith("sk_"))
 # What may stand around a key without being part of it.
 AROUND = st.text(st.characters(exclude_characters=string.ascii_letters + string.digits + "_-"), max_size=30)
 
@@ -22,6 +23,15 @@ def test_a_minted_key_is_of_the_form_and_never_the_same():
     assert len(minted) == 100
     assert all(re.fullmatch(r"sk_[A-Za-z0-9]{43}", value) for value in minted)
     assert all(quote(value, safe="") == value for value in minted)
+
+
+def test_the_secret_of_a_client_is_told_from_a_key():
+    made = {keys.mint_client_secret() for _ in range(100)}
+    assert len(made) == 100
+    assert all(re.fullmatch(r"sc_[A-Za-z0-9]{43}", value) for value in made)
+    assert all(map(keys.is_client_secret, made))
+    others = [keys.mint(), "", "sc_", "sc_" + "x" * 42, "sc_" + "x" * 44, "sc_" + "x" * 42 + "-", " sc_" + "x" * 43]
+    assert not any(map(keys.is_client_secret, others))
 
 
 def test_a_digest_is_the_sha256():
@@ -37,7 +47,7 @@ def test_a_hint_is_the_last_four_characters():
 def test_a_key_is_seen_and_blotted_out_wherever_it_stands(key, before, after):
     text = before + key + after
     assert keys.has_form(text)
-    assert keys.redact(text) == f"{before}sk_[redacted]{after}"
+    assert keys.redact(text) == f"{before}{key[:3]}[redacted]{after}"
     assert not keys.has_form(keys.redact(text))
 
 
@@ -103,6 +113,7 @@ def test_of_the_names_in_a_query_the_first_by_rank_counts(members, random):
         ("&".join(["x=1"] * 5000) + "&jwt=a", "a"),
         ("sk_" + "x" * 43, "sk_" + "x" * 43),
         ("sk_" + "x" * 43 + "&a=b", None),
+        ("sc_" + "x" * 43, None),
         ("x sk_" + "x" * 43, None),
         ("not of a key's form", None),
     ],
@@ -111,6 +122,6 @@ def test_a_query_may_hold_a_key(query, expected):
     assert keys.presented("", "", query) == expected
 
 
-@given(OF_THE_FORM)
+@given(KEYS)
 def test_a_query_that_is_a_key_is_the_key(key):
     assert keys.presented("", "", key) == key
