@@ -92,6 +92,7 @@ def worker_exit(server: object, worker: Worker) -> None:
         app.extensions["streamorch.reconciler"].stop()
         service.kicker.close()
         service.refusals.close()
+        service.callers.close()
         service.database.close()
         if "streamorch.tracing" in app.extensions:
             app.extensions["streamorch.tracing"].stop()

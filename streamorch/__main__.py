@@ -38,6 +38,7 @@ _FILES = {
     "doctor": "doctor",
     "broadcasters": "broadcasters",
     "keys": "keys",
+    "clients": "clients",
     "streams": "streams",
     "tail": "tail",
     "nodes": "nodes",

@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException
 from streamorch import logs, problems, tally
 from streamorch.blueprints import (
     Service,
+    api_clients,
     as_flask,
     asked,
     audit,
@@ -26,6 +27,7 @@ from streamorch.blueprints import (
     streams,
     webhooks,
 )
+from streamorch.callers import Callers
 from streamorch.decisions import Refusals
 from streamorch.edge import Edge, Fast, MetricsPort, TrustedProxies, answer_preflight
 from streamorch.kicks import Kicker
@@ -40,7 +42,7 @@ from streamorch.repositories import Database
 from streamorch.settings import Settings
 
 _ASK = Fast(require_media_server, auth.answer)
-FAST = {"POST /auth": _ASK, "POST /auth?": _ASK, "GET /streams": Fast(require_api_caller, streams.live)}
+FAST = {"POST /auth": _ASK, "POST /auth?": _ASK, "GET /streams": Fast(require_api_caller, streams.live, "read")}
 
 
 def with_routes() -> flask.Flask:
@@ -49,7 +51,8 @@ def with_routes() -> flask.Flask:
     # Nothing redirects: MediaMTX would turn a redirected question into a GET without a body.
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    for room in (auth, webhooks, broadcasters, stream_keys, streams, decisions, audit, nodes, health, metrics, pages):
+    asked_by_callers = (broadcasters, stream_keys, streams, decisions, audit, api_clients, nodes)
+    for room in (auth, webhooks, *asked_by_callers, health, metrics, pages):
         app.register_blueprint(room.bp)
     return app
 
@@ -80,6 +83,7 @@ def create_app(settings: Settings) -> flask.Flask:
         Kicker(database, api, counted, tracer),
         live,
         Refusals(settings.database_url),
+        Callers(settings.api_secrets, database),
         guesses=Allowance(settings.refusals_per_minute),
         writes=Allowance(settings.api_writes_per_minute),
         metrics=counted,

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from streamorch.callers import Scope
+
 View = TypeVar("View", bound=Callable[..., Any])
 
 JSON = "application/json"
@@ -52,7 +54,8 @@ class Operation:
     """What a view takes and gives; as a decorator it declares the view.
 
     `takes` is the Struct of its body, `asks` that of its query; `problems` are slugs of its own, and `statuses` the
-    statuses of those that have another one here than in the table. `reads` names request headers.
+    statuses of those that have another one here than in the table. `reads` names request headers. `scope` is what an
+    API client needs for it; left out, `read` for a GET and `operate` for the others.
     """
 
     id: str
@@ -62,6 +65,11 @@ class Operation:
     reads: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     statuses: Mapping[str, int] = field(default_factory=dict)
+    scope: Scope | None = None
+
+    def needs(self, method: str) -> Scope:
+        """The scope that an API client needs to ask it by this method."""
+        return self.scope or ("read" if method in ("GET", "HEAD", "OPTIONS") else "operate")
 
     def __call__(self, view: View) -> View:
         _OPERATIONS[view] = self

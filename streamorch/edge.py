@@ -11,6 +11,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from streamorch import keys, logs, problems
 from streamorch.blueprints import REQUEST, Service
+from streamorch.callers import Scope
 from streamorch.exchange import Reply, Request
 from streamorch.problems import Problem
 from streamorch.settings import IPNetwork
@@ -32,10 +33,11 @@ _QUIET = ("/auth", "/webhook/ready", "/webhook/not-ready", "/streams", "/livez",
 
 
 class Fast(NamedTuple):
-    """Who may ask, and what is answered; both raise what Flask's views raise."""
+    """Who may ask, and what is answered; both raise what Flask's views raise. `needs`: the scope of an API client."""
 
     guard: Callable[[Request, Service], None]
     answer: Callable[[Request, Service], Reply]
+    needs: Scope = "admin"
 
 
 class TrustedProxies:
@@ -117,6 +119,7 @@ class Edge:
             logs.REQUEST_ID.set(None)
 
     def _reply(self, fast: Fast, request: Request) -> Reply:
+        request.needs = fast.needs
         try:
             fast.guard(request, self.of)
             return fast.answer(request, self.of)

@@ -4,6 +4,7 @@ from typing import Any
 
 _BROADCASTER = "0197f1c2-5d1e-7c3a-9b7e-1f0a52c6d801"
 _KEY = "0197f1c3-8a40-7d51-8e2b-6c94d3b7a902"
+_CLIENT = "0197f1d0-44c1-7a02-8d15-7be2a06f3c04"
 _STREAM = "0197f1c9-02b7-7e6f-a1d4-93c5e8f0b703"
 _CONNECTION = "5b1c7d7e-3f0a-4c55-9d0f-2f6a1e9c4b11"
 _PATH = "live/boat3"
@@ -67,6 +68,17 @@ _ONE_STREAM = {
     "replaced_by": None,
     "urls": _PLAYBACK,
 }
+_ONE_CLIENT = {
+    "id": _CLIENT,
+    "name": "Watch page",
+    "scope": "read",
+    "status": "active",
+    "hint": "p3Vd",
+    "created_at": "2026-07-03T09:02:00.000000Z",
+    "expires_at": None,
+    "revoked_at": None,
+    "last_used_at": "2026-07-03T09:41:02.770911Z",
+}
 _ENDED = {
     "status": "ended",
     "end_reason": "disconnected",
@@ -81,7 +93,13 @@ _EVENT = dict.fromkeys(
 )
 
 # By the name of a parameter in a path.
-IDS = {"broadcaster_id": _BROADCASTER, "stream_key_id": _KEY, "stream_id": _STREAM, "slug": "path-in-use"}
+IDS = {
+    "broadcaster_id": _BROADCASTER,
+    "stream_key_id": _KEY,
+    "stream_id": _STREAM,
+    "api_client_id": _CLIENT,
+    "slug": "path-in-use",
+}
 OF: dict[str, Any] = {
     "NewBroadcaster": {"display_name": "Boat 3", "metadata": {"team": 7}},
     "BroadcasterChanges": {"display_name": "Boat 3, Tern"},
@@ -111,6 +129,11 @@ OF: dict[str, Any] = {
         },
     },
     "StreamKeyPage": {"stream_keys": [_ONE_KEY], "count": 1, "next_cursor": None},
+    "NewAPIClient": {"name": "Watch page", "scope": "read"},
+    "APIClientChanges": {"scope": "operate", "expires_at": "2030-07-31T18:00:00Z"},
+    "APIClient": _ONE_CLIENT,
+    "MadeAPIClient": _ONE_CLIENT | {"last_used_at": None, "secret": "sc_..."},
+    "APIClientPage": {"api_clients": [_ONE_CLIENT], "count": 1, "next_cursor": None},
     "LiveStreams": {"streams": [_ONE_STREAM], "count": 1, "stale": False, "as_of": "2026-07-03T09:41:06.882104Z"},
     "StreamPage": {"streams": [_ONE_STREAM | _ENDED], "count": 1, "next_cursor": None},
     "StreamChanges": {"recording_ref": "s3://recordings/boat3/2026-07-03.mp4"},

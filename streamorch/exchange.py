@@ -19,6 +19,8 @@ from streamorch import keys
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from streamorch.callers import Scope
+
 MAX_BODY_BYTES = 64 * 1024
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -34,9 +36,10 @@ class BrokenBody(BadRequest):
 class Request:
     """What was asked; and what came of it, for the log line, the metrics and the span.
 
-    `problem` is the slug of the problem that the reply is; `caller` the name of the credential that its guard found
-    right. `about` is what a media server told, as it came. `outcome`, `stream_id` and `claim_seconds` (since the claim
-    of what went live) are of the stream that it was about, if any.
+    `needs` is the scope of what is asked, all there is unless its route says less; `caller` the name of the credential
+    that its guard found right. `problem` is the slug of the problem that the reply is. `about` is what a media server
+    told, as it came. `outcome`, `stream_id` and `claim_seconds` (since the claim of what went live) are of the stream
+    that it was about, if any.
     """
 
     __slots__ = (
@@ -45,6 +48,7 @@ class Request:
         "caller",
         "claim_seconds",
         "environ",
+        "needs",
         "node",
         "outcome",
         "problem",
@@ -56,6 +60,7 @@ class Request:
     def __init__(self, environ: "WSGIEnvironment"):
         self.environ = environ
         self.started = time.perf_counter()
+        self.needs: Scope = "admin"
         self.problem: str | None = None
         self.caller: str | None = None
         self.node: str | None = None

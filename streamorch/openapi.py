@@ -28,6 +28,8 @@ Decides who may publish to a MediaMTX server, knows what is live, and tells fron
 - HEAD works as GET. A method that a path does not have is a `method-not-allowed`, and `Allow` lists those that it has;
   a path that is none is a `not-found`.
 - An empty query parameter counts as absent, and the first of several counts.
+- `API_SECRET` may all. The secret of an API client is sent like it, and has a scope: `read`, `operate`, which includes
+  that, or `admin`, which includes both. Each operation names the one that it needs; to a smaller one it is `forbidden`.
 - `X-Request-ID` is taken from the request if it is a sane one, and told back by every answer and log line.
 - Every error is a problem (RFC 9457), and its `type` the address of a page about it.
 """
@@ -37,6 +39,7 @@ _TAGS = {
     "broadcasters": "Who may publish.",
     "decisions": "Why an encoder was refused, and when it was let in.",
     "audit": "Who changed what.",
+    "api clients": "Who may call this API, beside `API_SECRET`. The secret of one is in the answer that made it.",
     "nodes": "The media servers.",
     "auth": "What MediaMTX asks before it lets anybody in.",
     "webhooks": "What MediaMTX's hook commands tell.",
@@ -45,20 +48,19 @@ _TAGS = {
     "pages": "This document, and a page for each problem.",
     "HEAD": "The headers of a GET, without its body.",
 }
-_SECRET: list[Object] = [{"bearer": []}, {"apiKey": []}, {"apiKey": [], "timestamp": [], "signature": []}]
+_SIGNED: Object = {"apiKey": [], "timestamp": [], "signature": []}
 _SECURITY: dict[Guard | None, list[Object]] = {
-    require_api_caller: _SECRET,
     require_media_server: [{"callbackBasic": []}, {"callbackBearer": []}, {}],
     require_scraper: [{"scraper": []}, {"bearer": []}],
     None: [{}],
 }
 _SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "`API_SECRET`."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`API_SECRET`, or the secret of an API client."},
     "apiKey": {
         "type": "apiKey",
         "in": "header",
         "name": "X-API-Key",
-        "description": "`API_SECRET`; with a signature any name.",
+        "description": "`API_SECRET`, or the secret of an API client; with a signature any name.",
     },
     "timestamp": {
         "type": "apiKey",
@@ -248,8 +250,11 @@ def _operation(
 ) -> Object:
     summary, _, more = (inspect.getdoc(view) or "").partition("\n")
     made: Object = {"operationId": found.id, "tags": [_tag(rule)], "summary": summary.rstrip(".")}
-    if more:
-        made["description"] = " ".join(more.split())
+    said = more.split()
+    if guard is require_api_caller:
+        said.append(f"Scope: `{found.needs(_method(rule))}`.")
+    if said:
+        made["description"] = " ".join(said)
     parameters = schemas.query(found.asks) if found.asks else []
     parameters += [{"$ref": f"#/components/parameters/{name}"} for name in found.reads]
     if parameters:
@@ -262,8 +267,16 @@ def _operation(
         alone = len(slugs) == 1 and problems.TABLE[slugs[0]].status == status
         answers[status] = {"$ref": f"#/components/responses/{slugs[0]}"} if alone else _problem(slugs, status)
     made["responses"] = {str(status): answers[status] for status in sorted(answers)}
-    made["security"] = _SECURITY[guard]
+    made["security"] = _security(rule, found, guard)
     return made
+
+
+def _security(rule: Rule, found: Operation, guard: Guard | None) -> list[Object]:
+    """The credentials of an operation; where an API client may call, with the scope that it needs as a role."""
+    if guard is not require_api_caller:
+        return _SECURITY[guard]
+    scope = found.needs(_method(rule))
+    return [{"bearer": [scope]}, {"apiKey": [scope]}, _SIGNED]
 
 
 def _problems(rule: Rule, found: Operation, guard: Guard | None) -> dict[int, tuple[str, ...]]:
@@ -277,6 +290,8 @@ def _problems(rule: Rule, found: Operation, guard: Guard | None) -> dict[int, tu
         slugs |= {"invalid-request", "too-large"}
     if found.takes and guard is require_api_caller:
         slugs.add("unsupported-media-type")
+    if guard is require_api_caller:
+        slugs.add("forbidden")
     if guard in (require_api_caller, require_scraper):
         slugs.add("rate-limited")
     if any(name.endswith("_id") for name in rule.arguments) or (found.asks and guard is require_api_caller):

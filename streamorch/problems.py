@@ -37,7 +37,8 @@ TABLE: dict[str, Kind] = {
         "Unauthorized",
         "No credential was given, or one that is not right.",
         "Send the right credential.",
-        "A caller of the API: compare its secret with `API_SECRET`; a signature needs clocks within 300 "
+        "A caller of the API: compare its secret with `API_SECRET`, or with the `hint` of GET /api-clients, which "
+        "tells who is revoked or has expired; a signature is made with `API_SECRET` and needs clocks within 300 "
         "seconds of each other. MediaMTX: the log line `callback without the right secret` has the line of "
         "mediamtx.yml that mends it, and `callback of a node that is not configured` names the `?node=`. "
         "Publishers without a key, and readers that `READ_POLICY` refuses, are told with `LOG_LEVEL` debug.",
@@ -120,7 +121,8 @@ TABLE: dict[str, Kind] = {
         "Forbidden",
         "The credential is right but may not do this.",
         "Use a credential with the needed scope.",
-        "Nothing: no credential of this release is limited, so it is not answered.",
+        "An API client whose `scope` is too small: `detail` says which one is needed, GET /api-clients/{api_client_id}"
+        " which it has, and PATCH /api-clients/{api_client_id} gives it another.",
     ),
     "not-found": Kind(
         404,

@@ -124,6 +124,7 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
             "nodes",
             "decisions",
             "audit",
+            "api_clients",
         ):
             conn.execute(psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier(table)))
 
@@ -169,6 +170,7 @@ def make_app(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., f
     for app in made:
         app.extensions["streamorch"].kicker.close()
         app.extensions["streamorch"].refusals.close()
+        app.extensions["streamorch"].callers.close()
         app.extensions["streamorch"].database.close()
     root.handlers, root.level = handlers, level
 
@@ -260,6 +262,33 @@ def make_key(conn: Connection, make_broadcaster: Callable[..., uuid.UUID]) -> Ca
         row["broadcaster_id"] = row.get("broadcaster_id") or make_broadcaster()
         _insert(conn, "stream_keys", row)
         return Key(row["id"], row["broadcaster_id"], secret)
+
+    return make
+
+
+@dataclass
+class Client:
+    """An API client as the test knows it: the secret is nowhere in the database."""
+
+    id: uuid.UUID
+    name: str
+    secret: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.secret}"}
+
+
+@pytest.fixture
+def make_client(conn: Connection) -> Callable[..., Client]:
+    """Insert an API client; the columns given override the defaults."""
+
+    def make(scope: str = "read", **columns: Any) -> Client:
+        secret = keys.mint_client_secret()
+        row: dict[str, Any] = {"id": uuid.uuid4(), "name": f"client {uuid.uuid4().hex[:8]}", "scope": scope}
+        row |= {"secret_hash": keys.digest(secret), "hint": keys.hint(secret)} | columns
+        _insert(conn, "api_clients", row)
+        return Client(row["id"], row["name"], secret)
 
     return make
 

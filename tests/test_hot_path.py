@@ -21,6 +21,7 @@ from werkzeug.test import TestResponse
 from streamorch import keys
 from streamorch.repositories import (
     Connection,
+    api_clients,
     audit,
     broadcasters,
     decisions,
@@ -36,7 +37,7 @@ from streamorch.repositories import (
     tail,
     timeline,
 )
-from tests.conftest import MediaServer
+from tests.conftest import API_SECRET, MediaServer
 
 CALLS = 1000
 WARM_UP = 50
@@ -157,7 +158,25 @@ def reading(read: Callable[[Connection, uuid.UUID], object]) -> Callable[[Scene]
     return prepare
 
 
+def a_secret_of(**columns: Any) -> Callable[[Scene], Ask]:
+    """The question whose secret it is, of a client that is there, or that may not call."""
+
+    def prepare(scene: Scene) -> Ask:
+        one = create_client(scene.conn, "x", **columns)
+        for ask in (
+            lambda: api_clients.by_secret(scene.conn, keys.digest("x")),
+            lambda: api_clients.by_id(scene.conn, one),
+        ):
+            assert (ask() is None) == bool(columns)
+        return lambda conn: (api_clients.by_secret(conn, keys.digest("x")), api_clients.by_id(conn, one)) and "read"
+
+    return prepare
+
+
 READS: dict[str, tuple[str, Callable[[Scene], Ask]]] = {
+    "secret of a client": ("read", a_secret_of()),
+    "secret of a client that expired": ("read", a_secret_of(expires_at=AN_HOUR_AGO)),
+} | {
     name: ("read", reading(read))
     for name, read in {
         "check": lambda conn, one: streams.check(conn, key_hash=bytes(32), node="default", path="live/cam7"),
@@ -180,7 +199,16 @@ traceless = pytest.mark.parametrize(("outcome", "prepare"), TRACELESS.values(), 
 
 # --- no trace ------------------------------------------------------------------------------------------------
 
-TABLES = ("broadcasters", "stream_keys", "streams", "departures", "nodes", "live_list", "streamorch_migrations")
+TABLES = (
+    "broadcasters",
+    "stream_keys",
+    "streams",
+    "departures",
+    "nodes",
+    "live_list",
+    "api_clients",
+    "streamorch_migrations",
+)
 
 
 def rows(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
@@ -289,6 +317,7 @@ def use_everything(conn: Connection) -> None:
         use_streams(conn, text)
         use_reconciliation(conn, text)
         use_decisions(conn, text)
+        use_clients(conn, text)
     ping(conn)
     migrate.is_current(conn)
     diagnosis.state(conn)
@@ -342,6 +371,30 @@ def use_keys(conn: Connection, text: str) -> None:
     stream_keys.update(conn, one, {"label": text, "disabled": True, "metadata": {"a": text}})
     stream_keys.hold(conn, one, seconds=len(text))
     stream_keys.revoke(conn, one)
+
+
+def create_client(conn: Connection, secret: str, **given: Any) -> uuid.UUID:
+    one = uuid.uuid4()
+    absent: dict[str, Any] = {"name": secret, "scope": "read", "hint": secret[-4:], "expires_at": None}
+    made = absent | given
+    assert api_clients.create(conn, client_id=one, secret_hash=keys.digest(secret), **made) == "created"
+    return one
+
+
+def use_clients(conn: Connection, text: str) -> None:
+    create_client(conn, f"a {text}")
+    one = create_client(conn, text, scope="operate", expires_at=IN_AN_HOUR)
+    api_clients.by_secret(conn, keys.digest(text))
+    api_clients.by_id(conn, one)
+    api_clients.used(conn, one)
+    api_clients.get(conn, one)
+    for limit in (1, 1001):
+        for status in (None, "active"):
+            api_clients.page(conn, status=status, limit=limit, after=None)
+            api_clients.page(conn, status=status, limit=limit, after=(str(AN_HOUR_AGO), str(one)))
+    api_clients.update(conn, one, {"expires_at": None})
+    api_clients.update(conn, one, {"name": f"b {text}", "scope": "admin"})
+    api_clients.revoke(conn, one)
 
 
 def use_streams(conn: Connection, text: str) -> None:
@@ -583,3 +636,20 @@ def test_a_publish_without_a_key_and_whatever_else_is_asked_need_no_database(wir
         "api": (401, 0),
         "metrics": (401, 0),
     }
+
+
+def test_a_client_that_polls_the_list_costs_what_the_api_secret_does(wire, make_client):
+    # (That it was used has been noted.)
+    one, other = (make_client(last_used_at=datetime.now(UTC)) for _ in range(2))
+    revoked = make_client(revoked_at=AN_HOUR_AGO)
+    client = wire.media_server.client
+    poll = {
+        name: lambda secret=secret: client.get("/streams", headers={"Authorization": f"Bearer {secret}"})
+        for name, secret in (("warm", other.secret), ("client", one.secret), ("API_SECRET", API_SECRET))
+    }
+    for _ in range(2):
+        poll["warm"]()
+        poll["API_SECRET"]()
+    costs = [wire.round_trips(poll[name]) for name in ("API_SECRET", "client", "client", "client")]
+    assert costs == [(200, 1), (200, 2), (200, 1), (200, 1)]
+    assert wire.round_trips(lambda: client.get("/streams", headers=revoked.headers)) == (401, 1)

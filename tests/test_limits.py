@@ -17,7 +17,7 @@ import pytest
 from gunicorn.config import Config
 
 from streamorch import blueprints, paths
-from streamorch.blueprints import auth, broadcasters, stream_keys, streams
+from streamorch.blueprints import api_clients, auth, broadcasters, stream_keys, streams
 from streamorch.exchange import MAX_BODY_BYTES
 from tests.blueprints import NOW, fields, rows, text_of
 
@@ -45,7 +45,7 @@ def members(**given: str) -> bytes:
 
 def state(conn):
     """Everything that is stored, but for the version of the live list."""
-    tables = ("broadcasters", "stream_keys", "streams", "departures")
+    tables = ("broadcasters", "stream_keys", "streams", "departures", "api_clients")
     return [rows(conn, f"SELECT t::text FROM {table} AS t ORDER BY 1") for table in tables]  # noqa: S608  # names of ours
 
 
@@ -68,7 +68,7 @@ class Place:
 
 
 @pytest.fixture
-def places(api, make_broadcaster, make_key, media_server, conn):
+def places(api, make_broadcaster, make_key, make_client, media_server, conn):
     """By name: each body of the REST part."""
     key = make_key()
     media_server.go_live(key)
@@ -79,11 +79,14 @@ def places(api, make_broadcaster, make_key, media_server, conn):
         "new key": Place(api, "POST", "/stream-keys", broadcaster_id=f'"{key.broadcaster_id}"'),
         "key": Place(api, "PATCH", f"/stream-keys/{make_key().id}"),
         "stream": Place(api, "PATCH", f"/streams/{stream_id}"),
+        "new client": Place(api, "POST", "/api-clients", name='"x"', scope='"read"'),
+        "client": Place(api, "PATCH", f"/api-clients/{make_client().id}"),
     }
 
 
 def judge(places, conn, place: str, field: str, text: str, expected: Any) -> None:
     """`expected`: REFUSED, STORED (read back as it was sent), or what is read back."""
+    conn.execute("UPDATE api_clients SET name = id::text")  # no two have one
     before = state(conn)
     answer = places[place].put(field, text)
     if expected is REFUSED:
@@ -115,6 +118,8 @@ TEXTS = [
     ("new key", "label", 255),
     ("key", "label", 255),
     ("stream", "recording_ref", 512),
+    ("new client", "name", 255),
+    ("client", "name", 255),
 ]
 
 
@@ -140,7 +145,10 @@ def test_a_text_holds_no_nul_and_is_a_text(place, field, most, places, conn):
         judge(places, conn, place, field, text, REFUSED)
 
 
-@pytest.mark.parametrize(("place", "field"), [("new broadcaster", "display_name"), ("broadcaster", "display_name")])
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [("new broadcaster", "display_name"), ("broadcaster", "display_name"), ("new client", "name"), ("client", "name")],
+)
 def test_a_name_is_there(place, field, places, conn):
     for text in ('""', "null"):
         judge(places, conn, place, field, text, REFUSED)
@@ -239,7 +247,16 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(("place", "field"), [("new key", "expires_at"), ("key", "expires_at"), ("key", "hold_until")])
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [
+        ("new key", "expires_at"),
+        ("key", "expires_at"),
+        ("key", "hold_until"),
+        ("new client", "expires_at"),
+        ("client", "expires_at"),
+    ],
+)
 def test_moments(place, field, places, conn, subtests):
     for text, expected in MOMENTS.items():
         with subtests.test(text=text):
@@ -248,7 +265,9 @@ def test_moments(place, field, places, conn, subtests):
             judge(places, conn, place, field, json.dumps(text), expected)
 
 
-@pytest.mark.parametrize(("place", "field"), [("new key", "expires_at"), ("key", "hold_until")])
+@pytest.mark.parametrize(
+    ("place", "field"), [("new key", "expires_at"), ("key", "hold_until"), ("client", "expires_at")]
+)
 def test_a_moment_is_a_text(place, field, places, conn):
     for text in ("0", "true", "[]", "{}", "99999999999999999999999", "1767225600", "-0.0"):
         judge(places, conn, place, field, text, REFUSED)
@@ -271,6 +290,14 @@ def test_takeover_is_one_of_three(place, places, conn):
         judge(places, conn, place, "takeover", text, REFUSED)
     for text in ('"always"', '"never"', '"stalled"'):
         judge(places, conn, place, "takeover", text, STORED)
+
+
+@pytest.mark.parametrize("place", ["new client", "client"])
+def test_scope_is_one_of_three(place, places, conn):
+    for text in ('"READ"', '"read "', r'"read\u0000"', '""', "null", "0", "true", '["read"]', '"read,operate"'):
+        judge(places, conn, place, "scope", text, REFUSED)
+    for text in ('"read"', '"operate"', '"admin"'):
+        judge(places, conn, place, "scope", text, STORED)
 
 
 NO_IDS = [
@@ -794,13 +821,17 @@ def test_the_readme_has_the_limits_of_the_code():
     text = (Path(__file__).parents[1] / "README.rst").read_text(encoding="utf-8")
     table = text[text.index("\nLimits\n") : text.index("\nSettings\n")]
     http = Config()
-    names = (broadcasters.NewBroadcaster, "display_name"), (stream_keys.NewStreamKey, "label")
+    names = (
+        (broadcasters.NewBroadcaster, "display_name"),
+        (stream_keys.NewStreamKey, "label"),
+        (api_clients.NewAPIClient, "name"),
+    )
     claimed = (auth.Question, "id"), (auth.Question, "protocol")
     for row in (
         rf"body +{MAX_BODY_BYTES:,} bytes",
         rf"request line +{http.limit_request_line:,} bytes",
         rf"one header, all headers +{http.limit_request_field_size:,} bytes, {http.limit_request_fields} headers",
-        *(rf"``display_name``, ``label`` +{most(*each)}\n" for each in names),
+        *(rf"``display_name``, ``label``, ``name`` +{most(*each)}\n" for each in names),
         rf"``path`` of a key, of a publisher, of a hook +{paths._MAX_LENGTH} ",
         rf"``recording_ref`` +{most(streams.StreamChanges, 'recording_ref')}\n",
         rf"``metadata`` +{blueprints._MAX_METADATA_BYTES:,} bytes as compact JSON, {blueprints._MAX_METADATA_DEPTH} ",

@@ -200,6 +200,8 @@ def test_every_link_leads_on(api, make_broadcaster):
     followed = follow(api, "createBroadcaster", {}, {})
     make_broadcaster()
     followed |= follow(api, "listBroadcasters", {"limit": 1}, {})
+    for name in ("createApiClient", "listApiClients"):
+        followed |= follow(api, name, {}, {})
     assert followed == {
         (name, link["operationId"])
         for name, (_, _, operation) in OPERATIONS.items()
@@ -370,6 +372,15 @@ def test_keys_and_broadcasters_are_what_the_document_says(api: Api):
     (key,) = conforms(api.get("/stream-keys"), "listStreamKeys")["stream_keys"]
     assert key.keys() == members("StreamKey")
     assert key == conforms(api.get(f"/stream-keys/{key['id']}"), "getStreamKey")
+
+
+def test_api_clients_are_what_the_document_says(api: Api):
+    made = conforms(api.post("/api-clients", json={"name": "Watch page", "scope": "read"}), "createApiClient")
+    assert made.keys() == members("MadeAPIClient")
+    (listed,) = conforms(api.get("/api-clients"), "listApiClients")["api_clients"]
+    assert listed.keys() == members("APIClient")
+    assert listed == conforms(api.get(f"/api-clients/{made['id']}"), "getApiClient")
+    conforms(api.patch(f"/api-clients/{made['id']}", json={"scope": "admin"}), "changeApiClient")
 
 
 def test_nodes_are_what_the_document_says(api: Api, conn):

@@ -46,6 +46,7 @@ PLANTED = {
 }
 # A key that nobody has: it goes where no key belongs.
 STRAY = "sk_" + "StrayKeyOfTheTestsThatBelongsNowhere012345678"[:43]
+STRAY_SECRET = "sc_" + "StraySecretOfTheTestsThatNoClientHas9876543210"[:43]
 
 
 def forms(secret: str) -> dict[str, bytes]:
@@ -86,11 +87,12 @@ def hits(haystack: bytes, secrets: dict[str, str]) -> set[tuple[str, str]]:
 
 @dataclass
 class Life:
-    """What was left behind, by where; `key` is a real key, whose value stood in one 201."""
+    """What was left behind, by where; `key` is a real key, `client` a client's secret: each stood in one 201."""
 
     service: Service
     fake: FakeMediaMTX
     key: str = ""
+    client: str = ""
     is_broken: bool = False  # on purpose: 503 is right
     answers: list[bytes] = field(default_factory=list)
     printed: list[bytes] = field(default_factory=list)
@@ -100,7 +102,8 @@ class Life:
 
     @property
     def secrets(self) -> dict[str, str]:
-        return PLANTED | {"a key": self.key, "a stray key": STRAY}
+        clients = {"a client's secret": self.client, "a stray secret": STRAY_SECRET}
+        return PLANTED | {"a key": self.key, "a stray key": STRAY} | clients
 
     def call(self, method: str, path: str, *, is_secret: bool = False, **more: Any) -> requests.Response:
         """One request; its answer is kept, head and body, unless it is the one that tells a key.
@@ -239,6 +242,9 @@ def live(life: Life) -> None:
     broadcaster = life.made("/broadcasters", display_name="Team 7")["id"]
     made = life.made("/stream-keys", broadcaster_id=broadcaster, label="camera", path="live/cam7")
     life.key = made["key_value"]
+    client = life.made("/api-clients", name="Stage", scope="operate")
+    life.client = client["secret"]
+    use_a_client(life, client["id"])
     publish_and_take_over(life)
     refuse_for_each_reason(life, broadcaster)
     put_keys_where_none_belongs(life)
@@ -248,6 +254,28 @@ def live(life: Life) -> None:
     start_wrongly(life, broadcaster)
     life.call("DELETE", f"/stream-keys/{made['id']}")
     assert life.ask(life.key) == 401
+    life.call("DELETE", f"/api-clients/{client['id']}")
+    until(lambda: life.call("GET", "/nodes", headers={"Authorization": f"Bearer {life.client}"}).status_code == 401)
+
+
+def use_a_client(life: Life, client_id: str) -> None:
+    """All that its scope includes, and what it does not; the same with a secret that nobody has."""
+    for name, value in (("Authorization", f"Bearer {life.client}"), ("X-API-Key", life.client)):
+        own = {"Authorization": "", name: value}
+        assert life.call("GET", "/streams", headers=own).status_code == 200
+        assert life.call("POST", "/broadcasters", headers=own, json={"display_name": "Team 5"}).status_code == 201
+        for path in ("/audit", "/api-clients", f"/api-clients/{client_id}"):
+            assert life.call("GET", path, headers=own).status_code == 403
+        assert (
+            life.call("GET", "/streams", headers={**own, name: value.replace(life.client, STRAY_SECRET)}).status_code
+            == 401
+        )
+    for asked in ("/audit", "/api-clients", f"/api-clients/{client_id}"):
+        assert life.call("GET", asked).status_code == 200
+    life.call("PATCH", f"/api-clients/{client_id}", json={"name": "Stage left"})
+    life.call("POST", "/api-clients", json={"name": STRAY_SECRET, "scope": "read"})
+    life.call("POST", "/api-clients", json={"name": "x", "scope": life.client})
+    life.call("POST", "/api-clients", json={"id": client_id, "name": "x", "scope": "read"})
 
 
 def publish_and_take_over(life: Life) -> None:
@@ -301,7 +329,7 @@ def refuse_for_each_reason(life: Life, broadcaster: str) -> None:
 
 
 def put_keys_where_none_belongs(life: Life) -> None:
-    for key in (life.key, STRAY):
+    for key in (life.key, STRAY, life.client, STRAY_SECRET):
         cut = "x" * 20 + key  # so that it stands across the places where texts are cut
         for member in ("path", "user", "userAgent", "ip", "protocol", "id", "action", "query"):
             for text in (key, f"live/{key}", cut, "x" * 230 + key, "x" * 490 + key):
@@ -452,6 +480,9 @@ def start_wrongly(life: Life, broadcaster: str) -> None:
     life.command("keys", "list")
     life.command("keys", "create", broadcaster, is_secret=True)
     life.command("keys", "create", broadcaster, "--path", f"live/{STRAY}", fails=True)
+    life.command("clients", "list")
+    life.command("clients", "create", "Deck", is_secret=True)
+    life.command("clients", "create", STRAY_SECRET, fails=True)
     life.command("reconcile", "--once")
     life.command("serve", fails=True)  # the port is taken
     secret = PLANTED["the database's password"]
@@ -529,10 +560,11 @@ def test_no_secret_is_left(place, life):
 
 def test_the_life_was_a_full_one(life):
     """What is searched holds what it should: each refusal, an outage, tracebacks, statements with their parameters."""
-    assert {200, 201, 204, 400, 401, 404, 405, 409, 415, 500, 503} <= life.statuses
+    assert {200, 201, 204, 400, 401, 403, 404, 405, 409, 415, 500, 503} <= life.statuses
     assert life.slugs >= {
         "broadcaster-disabled",
         "database-unavailable",
+        "forbidden",
         "internal-error",
         "invalid-request",
         "invalid-stream-key",
@@ -557,6 +589,7 @@ def test_the_life_was_a_full_one(life):
     assert "claim_v1" in statements
     assert keys.digest(life.key).hex() in statements
     assert keys.digest(life.key).hex() in life.left["the tables"].decode()
+    assert keys.digest(life.client).hex() in life.left["the tables"].decode()
     assert life.left["the URLs that were called"].count(b"/v3/") > 20
     assert b"gunicorn" in life.left["the titles of processes"]
     assert b"postgres" in life.left["the titles of processes"]

@@ -29,7 +29,9 @@ bp.before_request(first(require_api_caller))
 class WhichChanges(msgspec.Struct, frozen=True):
     """The query of GET /audit."""
 
-    who: Annotated[Word, msgspec.Meta(description="The credential, like `API_SECRET`.")] | None = None
+    who: (
+        Annotated[Word, msgspec.Meta(description="The credential, like `API_SECRET` or `client:Watch page`.")] | None
+    ) = None
     address: Word | None = None
     request_id: Word | None = None
     action: audit.Action | None = None
@@ -53,11 +55,12 @@ _FILTERS = ("who", "address", "request_id", "action", "kind", "subject_id", "sin
 
 
 @bp.get("")
-@Operation("listChanges", {200: Answer("The page.", ChangePage)}, asks=WhichChanges)
+@Operation("listChanges", {200: Answer("The page.", ChangePage)}, asks=WhichChanges, scope="admin")
 def index() -> flask.Response:
     """Who changed what, newest first.
 
-    Every change of a broadcaster or a stream key, and each stop and edit of a stream; never the value of a key.
+    Every change of a broadcaster, a stream key or an API client, and each stop and edit of a stream; never the value of
+    a key or a secret.
     """
     asked = query(WhichChanges)
     filters = {name: getattr(asked, name) for name in _FILTERS}

@@ -24,7 +24,8 @@ bp.before_request(first(require_scraper))
 def scrape() -> flask.Response:
     """What this instance has counted, and what is open.
 
-    Of all workers, whichever answers. `not-found` where the metrics have a port of their own, or are switched off.
+    Of all workers, whichever answers. The secret of an API client is not taken: the database would have to be asked,
+    and the metrics also tell that it is away. `not-found` where the metrics have a port of their own, or are off.
     """
     of = service()
     if of.settings.metrics_port is not None:

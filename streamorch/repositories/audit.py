@@ -1,4 +1,4 @@
-"""The audit trail: every change of broadcasters, keys and streams, written by triggers in its own transaction."""
+"""The audit trail: every change of broadcasters, keys, streams and API clients, written in its own transaction."""
 
 from typing import Any, Literal
 from uuid import UUID
@@ -9,14 +9,15 @@ from psycopg.types.numeric import Int4, Int8
 
 from streamorch.repositories import Connection, Members, Moment, only
 
-Kind = Literal["broadcaster", "stream_key", "stream"]
+Kind = Literal["broadcaster", "stream_key", "stream", "api_client"]
 Action = Literal["create", "update", "delete", "revoke", "stop"]
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A change of a broadcaster, a stream key or a stream: `before` and `after` hold the members that differ.
+    """A change of a broadcaster, a stream key, a stream or an API client: what differs, `before` and `after`.
 
-    `who` is the credential: `API_SECRET`, `CLI` for a command, `database` for what went past the service.
+    `who` is the credential: `API_SECRET`, `client:` and the name of an API client, `CLI` for a command, `database` for
+    what went past the service.
     """
 
     id: UUID

@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-from streamorch import signing
-from tests.blueprints import logged, only, problem, rows
+from streamorch import keys, openapi, signing
+from streamorch.app import FAST
+from streamorch.blueprints import require_api_caller
+from tests.blueprints import FUTURE, PAST, logged, only, problem, rows
 from tests.conftest import API_SECRET, Api, MediaServer
 
 ID = "00000000-0000-4000-8000-000000000000"
@@ -35,7 +37,23 @@ GUARDED = [
     ("GET", f"/streams/{ID}/events"),
     ("GET", "/decisions"),
     ("GET", "/audit"),
+    ("GET", "/api-clients"),
+    ("POST", "/api-clients"),
+    ("GET", f"/api-clients/{ID}"),
+    ("PATCH", f"/api-clients/{ID}"),
+    ("DELETE", f"/api-clients/{ID}"),
 ]
+# What an API client needs for each of them; a scraper is none.
+NEEDS = {
+    (method, path): "admin"
+    if path.startswith(("/api-clients", "/audit"))
+    else "read"
+    if method in ("GET", "HEAD")
+    else "operate"
+    for method, path in GUARDED
+    if path != "/metrics"
+}
+SCOPES = ["read", "operate", "admin"]
 CALLBACKS = ["/auth", "/webhook/ready", "/webhook/not-ready"]
 
 
@@ -93,6 +111,9 @@ class TestFromMemory:
             {"X-API-Key": "wrong"},
             {"X-API-Key": ""},
             {"Authorization": "Bearer \xfc\xff"},
+            {"Authorization": "Bearer sc_short"},
+            {"Authorization": f"Bearer sc_{'x' * 44}"},
+            {"Authorization": f"Bearer sk_{'x' * 43}"},
             {"Authorization": "Bearer wrong", "X-API-Key": API_SECRET},
         ],
     )
@@ -262,3 +283,84 @@ def test_the_callback_secret_does_not_open_the_api_nor_the_api_secret_a_callback
     problem(Api(client, {"Authorization": "Bearer call back"}).get("/streams"), "unauthorized", 401)
     problem(MediaServer(client).ask(make_key()), "unauthorized", 401)
     assert not rows(conn, "SELECT id FROM streams")
+
+
+# --- API clients ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("method", "path"), NEEDS)
+def test_a_client_may_what_its_scope_includes_and_no_more(method, path, scope, client, make_client):
+    needed = NEEDS[method, path]
+    answer = client.open(path, method=method, headers=make_client(scope).headers, json={})
+    if SCOPES.index(scope) >= SCOPES.index(needed):
+        assert answer.status_code in (200, 204, 400, 404)
+        return
+    assert answer.status_code == 403
+    if method != "HEAD":
+        detail = problem(answer, "forbidden", 403)["detail"]
+        assert detail == f"this needs the scope {needed}, and the credential has {scope}"
+
+
+def test_the_document_says_which_scope_each_route_needs(app):
+    said = {}
+    for path, of_path in openapi.document(app)["paths"].items():
+        for method, operation in of_path.items():
+            if method in ("parameters", "head") or not any("apiKey" in one for one in operation["security"]):
+                continue
+            bearer, api_key, _signed = operation["security"]
+            assert bearer["bearer"] == api_key["apiKey"]
+            (scope,) = bearer["bearer"]
+            assert operation["description"].endswith(f"Scope: `{scope}`.")
+            said[method.upper(), re.sub("{.+?}", ID, path)] = scope
+    assert said == {(method, path): scope for (method, path), scope in NEEDS.items() if method != "HEAD"}
+
+
+def test_what_is_answered_without_flask_needs_the_scope_of_its_view(app):
+    for asked, fast in FAST.items():
+        if fast.guard is require_api_caller:
+            method, _, path = asked.partition(" ")
+            assert fast.needs == NEEDS[method, path]
+
+
+@pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
+def test_the_secret_of_a_client_is_sent_like_the_other(header, client, make_client):
+    secret = make_client().secret
+    headers = {header: f"bearer {secret} " if header == "Authorization" else secret}
+    assert client.get("/streams", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/streams", "/nodes"])
+@pytest.mark.parametrize(
+    "columns", [{"revoked_at": PAST}, {"expires_at": PAST}, None], ids=["revoked", "expired", "unknown"]
+)
+def test_a_client_that_may_not_call_is_as_unknown_as_any(columns, path, client, make_client):
+    secret = keys.mint_client_secret() if columns is None else make_client("admin", **columns).secret
+    refused = problem(client.get(path, headers={"X-API-Key": secret}), "unauthorized", 401)
+    assert refused == problem(client.get(path, headers={"X-API-Key": "guess"}), "unauthorized", 401)
+
+
+def test_a_client_that_has_not_expired_yet_may_call(client, make_client):
+    assert client.get("/streams", headers=make_client(expires_at=FUTURE).headers).status_code == 200
+
+
+def test_a_client_signs_nothing(client, make_client):
+    """Its secret is not kept, so nobody could check it."""
+    secret = make_client("admin").secret
+    problem(client.get("/streams", headers=signed(secret=secret)), "unauthorized", 401)
+    problem(client.get("/streams", headers=signed(secret=secret) | {"X-API-Key": secret}), "unauthorized", 401)
+
+
+def test_a_client_is_no_media_server_and_no_scraper(make_app, make_client):
+    client = make_app(MEDIAMTX_CALLBACK_SECRET="call back").test_client()
+    headers = make_client("admin").headers
+    assert client.get("/streams", headers=headers).status_code == 200
+    problem(client.get("/metrics", headers=headers), "unauthorized", 401)
+    for path in CALLBACKS:
+        problem(client.post(path, json={"action": "read"}, headers=headers), "unauthorized", 401)
+
+
+def test_an_api_secret_of_that_form_is_the_api_secret_all_the_same(make_app):
+    secret = keys.mint_client_secret()
+    client = make_app(API_SECRET=secret).test_client()
+    assert client.get("/api-clients", headers={"X-API-Key": secret}).status_code == 200

@@ -69,6 +69,7 @@ def _populate(url: str, conn: psycopg.Connection) -> None:
 
     tell("/broadcasters", documented.OF["NewBroadcaster"] | {"id": documented.IDS["broadcaster_id"]}, ours)
     tell("/stream-keys", documented.OF["NewStreamKey"] | {"id": documented.IDS["stream_key_id"]}, ours)
+    tell("/api-clients", documented.OF["NewAPIClient"] | {"id": documented.IDS["api_client_id"]}, ours)
     # They are of a broadcaster that no example names, or the first DELETE would end them all.
     other = tell("/broadcasters", {"display_name": "Boat 4"}, ours).json()["id"]
     for number in range(_LIVE + _ENDED):

@@ -22,6 +22,7 @@ _BEYOND_SCHEMAS = {
     "label": r"holds a NUL character",
     "display_name": r"holds a NUL character",
     "recording_ref": r"holds a NUL character",
+    "name": r"holds a NUL character",
     # Of a publish alone, or of what the publisher is told to put elsewhere.
     "id": r"is empty; null means|holds a NUL|holds a stream key",
     "protocol": r"holds a NUL",
@@ -30,6 +31,7 @@ _BEYOND_SCHEMAS = {
 # What remains to be seen after a DELETE, by contract: history does, and a key does as revoked.
 _SHOWN_AFTERWARDS: dict[str, Callable[[Any], bool]] = {
     "getStreamKey": lambda key: key["status"] == "revoked",
+    "getApiClient": lambda client: client["status"] == "revoked",
     "getStream": lambda stream: stream["status"] == "ended",
     "changeStream": lambda stream: stream["status"] == "ended",
     # Of a page that may be any.

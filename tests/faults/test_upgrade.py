@@ -27,7 +27,7 @@ class OldService(Service):
     """The service on a schema without the last file of sql/.
 
     That file adds: what the release before asks for is what we ask for where its schema has it, and what is new is
-    asked for only of a stream that was interrupted. `serve` alone would refuse, and is left out.
+    asked for only of API clients, of which there are none. `serve` alone would refuse, and is left out.
     """
 
     command = tuple(local.service_command())
@@ -56,8 +56,7 @@ def old(monkeypatch: pytest.MonkeyPatch) -> Iterator[OldService]:
     with monkeypatch.context() as patch:
         older = migrate.available()[:-1]
         patch.setattr(migrate, "available", lambda: older)
-        # The trail is new with it: what nobody has yet nobody trims.
-        service = OldService(Path(tempfile.mkdtemp(prefix="streamorch-fault-")), AUDIT_DAYS="0")
+        service = OldService(Path(tempfile.mkdtemp(prefix="streamorch-fault-")))
     yield service
     service.close()
 
@@ -103,7 +102,7 @@ def test_a_migration_that_cannot_have_its_lock_stops_nobody_and_is_killed_withou
         psycopg.connect(old.database_url, autocommit=True) as conn,
     ):
         wait_until(lambda: crowd.done["claim"])
-        holder.execute("LOCK TABLE streams IN ROW EXCLUSIVE MODE")
+        holder.execute("LOCK TABLE audit IN ROW EXCLUSIVE MODE")
         begun = time.monotonic()
         killed = old.migrate()
         wait_until(lambda: waits_for_a_lock(conn))
