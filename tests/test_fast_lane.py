@@ -12,6 +12,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from streamorch import app as application
 from streamorch import keys
 from streamorch.exchange import MAX_BODY_BYTES, BrokenBody, Reply, Request
+from tests.blueprints import FUTURE, PAST
 from tests.conftest import API_SECRET
 
 BEARER = {"Authorization": f"Bearer {API_SECRET}"}
@@ -72,6 +73,16 @@ def test_both_lanes_say_the_same(name, environ, lanes):
     method, path, more = REQUESTS[name]
     fast, slow = (told(client.open(path, method=method, **more)) for client in lanes(**environ))
     assert fast == slow
+
+
+@pytest.mark.parametrize("columns", [{}, {"scope": "admin"}, {"revoked_at": PAST}, {"expires_at": FUTURE}], ids=str)
+def test_both_lanes_say_the_same_to_an_api_client(columns, lanes, make_client):
+    one = make_client(**columns)
+    clients = lanes()
+    for more in ({}, {"If-None-Match": "*"}):
+        fast, slow = (told(client.get("/streams", headers=one.headers | more)) for client in clients)
+        assert fast == slow
+        assert (fast[0] == 401) == ("revoked_at" in columns)
 
 
 def test_both_lanes_say_the_same_without_a_database(lanes):

@@ -31,7 +31,7 @@ CHECKS = {
     "use_after_free",
     "ensure_resource_availability",
     "ignored_auth",
-    # It needs two callers of different rights, and there are none: it passes whatever happens.
+    # It needs callers who each own something, and a scope is for all there is: it passes whatever happens.
     "object_level_authorization",
 }
 

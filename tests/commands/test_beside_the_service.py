@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.fake_mediamtx import FakeMediaMTX
 from tests.running import ROOT, Service
@@ -183,3 +184,21 @@ def test_the_shell_completes_commands_and_ids(service, shell, media):
     assert completed(f"streamorch streams stop {live.stream_id[:8]}") == ["plain", live.stream_id, live.path]
     assert live.broadcaster_id in completed(f"streamorch broadcasters disable {live.broadcaster_id[:4]}")
     assert live.key_id in completed(f"streamorch keys revoke {live.key_id[:4]}")
+    client = json.loads(shell("clients", "create", "Watch page", "--json"))["id"]
+    assert completed(f"streamorch clients revoke {client}") == ["plain", client, "Watch page"]
+
+
+def test_an_api_client_that_a_command_revokes_is_out_in_every_worker(service, shell):
+    made = json.loads(shell("clients", "create", "Stage", "--scope", "operate", "--json"))
+
+    def statuses() -> set[int]:
+        headers = {"X-API-Key": made["secret"]}
+        # Each on a connection of its own, which any worker may take.
+        return {
+            requests.get(f"{service.url}/streams", headers=headers, timeout=PATIENCE).status_code for _ in range(20)
+        }
+
+    assert statuses() == {200}
+    until(lambda: json.loads(shell("clients", made["id"], "--json"))["last_used_at"])
+    shell("clients", "revoke", made["id"])
+    until(lambda: statuses() == {401})
