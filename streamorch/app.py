@@ -27,6 +27,7 @@ from streamorch.blueprints import (
     streams,
     webhooks,
 )
+from streamorch.blueprints.console import rooms
 from streamorch.callers import Callers
 from streamorch.decisions import Refusals
 from streamorch.edge import Edge, Fast, MetricsPort, TrustedProxies, answer_preflight
@@ -54,6 +55,8 @@ def with_routes() -> flask.Flask:
     asked_by_callers = (broadcasters, stream_keys, streams, decisions, audit, api_clients, nodes)
     for room in (auth, webhooks, *asked_by_callers, health, metrics, pages):
         app.register_blueprint(room.bp)
+    for bp in rooms.ROOMS:
+        app.register_blueprint(bp)
     return app
 
 

@@ -1,0 +1,243 @@
+"""The operator console: pages for people, beside the API for programs.
+
+How a page is made:
+
+- A module of its own here, with `bp = room("name")`: its views are for who has signed in, its problems become pages.
+  `rooms.py` lists the rooms. A view calls the repositories, as the API's do, and returns `page("name.html", ...)`. It
+  is declared with `@aside`: it is none of the contract.
+- A form is a POST, made with the macro `form`, which carries the token that the guard asks for; the view does what was
+  asked with `actor()`, and answers `done("key-revoked", url)`: a redirect, and the sentence of `SENTENCES` on the page
+  that follows. Whoever may only read is refused by the guard, and sees no form: `operator.may_operate`.
+- What a page asks for in the background is a GET that answers JSON; the scripts fetch it with `Accept:
+  application/json`, and have a problem as JSON then.
+- Its template extends `console/base.html` and uses the macros of `console/macros.html`; its script is a module in
+  `static/console`, named in the block `head`. Nothing in the text of a page runs: no inline script or style.
+- Its place in the navigation is a line of `NAVIGATION`.
+- Its tests are in tests/console: what a browser is not needed for in test_<page>.py, the rest marked `browser`.
+"""
+
+import dataclasses
+import time
+from functools import cache
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import flask
+import msgspec
+import psycopg
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+from streamorch import __version__, problems, signing
+from streamorch.blueprints import Service, as_flask, asked, first, service
+from streamorch.blueprints.console import sessions
+from streamorch.blueprints.console.sessions import Session
+from streamorch.callers import API_SECRET, Caller
+from streamorch.exchange import Request
+from streamorch.problems import Problem
+from streamorch.settings import MediaURLs
+
+PREFIX = "/console"
+
+
+class Entry(NamedTuple):
+    """A page in the navigation: its view, its name, and the key that leads there after `g`."""
+
+    endpoint: str
+    name: str
+    key: str
+
+
+NAVIGATION = (Entry("console_wall.index", "Live", "l"),)
+
+# What is said on the page after something was done.
+SENTENCES = {
+    "signed-out": "You are signed out.",
+    "session-over": "Your session is over. Sign in again: nothing was changed.",
+}
+
+
+class Operator(NamedTuple):
+    """Who looks at the page, and in which session."""
+
+    caller: Caller
+    session: Session
+
+    @property
+    def may_operate(self) -> bool:
+        """May it steer broadcasters, stream keys and streams?"""
+        return self.caller.may("operate")
+
+    @property
+    def may_administer(self) -> bool:
+        """May it see who changed what?"""
+        return self.caller.may("admin")
+
+
+def room(name: str) -> flask.Blueprint:
+    """A blueprint for pages that are shown to who has signed in."""
+    bp = plain_room(name)
+    bp.before_request(first(require_operator))
+    bp.after_request(_renewed)
+    return bp
+
+
+def plain_room(name: str) -> flask.Blueprint:
+    """The same for everybody."""
+    bp = flask.Blueprint(f"console_{name}", __name__, url_prefix=PREFIX)
+    for error in (Problem, HTTPException, psycopg.OperationalError, psycopg.DataError, Exception):
+        bp.register_error_handler(error, _problem)
+    return bp
+
+
+# --- who looks --------------------------------------------------------------------------------------------
+
+
+def require_operator(request: Request, of: Service) -> None:
+    """Guard of the pages: a session; for a POST its token, a scope that may operate, and the allowance for writes.
+
+    Problem `unauthorized` without a session, or when its credential is no longer right; `forbidden`, `rate-limited`.
+    """
+    session = sessions.read(of.settings.api_secrets, flask.request.cookies.get(sessions.COOKIE, ""), time.time())
+    caller = _caller(of, session)
+    if session is None or caller is None:
+        raise Problem("unauthorized", "nobody has signed in, or the session is over")
+    request.caller = caller.name
+    flask.g.operator = Operator(caller, session)
+    if request.method in ("GET", "HEAD"):
+        return
+    require_own_form(session)
+    if not caller.may("operate"):
+        raise Problem("forbidden", f"this needs the scope operate, and the credential has {caller.scope}")
+    if wait := of.writes.take(request.caller):
+        raise Problem("rate-limited", "too many changes with this credential", retry_after=wait)
+
+
+def _caller(of: Service, session: Session | None) -> Caller | None:
+    if session is None or not session.is_in:
+        return None
+    return API_SECRET if session.client_id is None else of.callers.by_id(session.client_id)
+
+
+def require_own_form(session: Session) -> None:
+    """Problem `forbidden` unless this POST comes from a form of this session, on a page of this host."""
+    headers = flask.request.headers
+    site = headers.get("Sec-Fetch-Site")
+    origin = headers.get("Origin")
+    is_own = site == "same-origin" if site else origin is None or urlsplit(origin).netloc == flask.request.host
+    if not is_own or not signing.matches(flask.request.form.get("token", ""), (session.token,)):
+        raise Problem("forbidden", "this form was not sent by a page of your session: nothing was changed")
+
+
+def operator() -> Operator:
+    """Who looks at the page that is being made."""
+    found: Operator = flask.g.operator
+    return found
+
+
+def _renewed(response: flask.Response) -> flask.Response:
+    """The session with the moment at which it was last used."""
+    found: Operator | None = flask.g.get("operator")
+    now = time.time()
+    if found is not None and now - found.session.seen > sessions.RENEW_SECONDS and response.status_code < 400:
+        remember(response, dataclasses.replace(found.session, seen=now))
+    return response
+
+
+def remember(response: Response, session: Session) -> None:
+    """Have the browser keep this session."""
+    response.set_cookie(
+        sessions.COOKIE,
+        sessions.written(session),
+        path=flask.request.script_root + PREFIX,
+        secure=flask.request.is_secure,
+        httponly=True,
+        samesite="Strict",
+    )
+
+
+def forget(response: Response) -> None:
+    """Have the browser drop its session."""
+    response.delete_cookie(sessions.COOKIE, path=flask.request.script_root + PREFIX, httponly=True, samesite="Strict")
+
+
+# --- what is shown ----------------------------------------------------------------------------------------
+
+
+def page(name: str, status: int = 200, **told: object) -> flask.Response:
+    """A page of this template. No other host's script runs in it, none of its own text, and no one keeps it."""
+    told |= {
+        "navigation": NAVIGATION,
+        "operator": flask.g.get("operator"),
+        "sentence": SENTENCES.get(flask.request.args.get("told", "")),
+        "version": __version__,
+        "with_cursor": with_cursor,
+    }
+    made = flask.Response(
+        flask.render_template(f"console/{name}", **told), status, content_type="text/html; charset=utf-8"
+    )
+    made.headers.update(_headers(service().settings.media_urls))
+    return made
+
+
+def data(told: object) -> flask.Response:
+    """JSON for the script of a page."""
+    made = flask.Response(msgspec.json.encode(told), content_type="application/json")
+    made.headers["Cache-Control"] = "no-store"
+    return made
+
+
+def with_cursor(cursor: str) -> str:
+    """The address of the page after this one, with the same filters."""
+    arguments: dict[str, Any] = {**(flask.request.view_args or {}), **flask.request.args, "cursor": cursor}
+    return flask.url_for(flask.request.endpoint or "", **arguments)
+
+
+def done(sentence: str, url: str) -> Response:
+    """Lead on to this page, which says the sentence."""
+    if sentence not in SENTENCES:
+        raise KeyError(sentence)
+    return flask.redirect(f"{url}{'&' if '?' in url else '?'}told={sentence}", 303)
+
+
+def _problem(error: Exception) -> Response:
+    """A problem as a page, with the way back; who has no session is led to the sign-in."""
+    reply = problems.reply(error, asked())
+    if "json" in flask.request.headers.get("Accept", ""):
+        return as_flask(reply)
+    told = msgspec.json.decode(reply.body, type=problems.Body)
+    if told.status == 401:
+        if flask.request.method != "GET":
+            return done("session-over", flask.url_for("console_door.sign_in"))
+        back = flask.request.full_path.rstrip("?")
+        return flask.redirect(flask.url_for("console_door.sign_in", next=flask.request.script_root + back), 303)
+    made = page("problem.html", told.status, problem=told, slug=told.type.rpartition("/")[2])
+    made.headers.extend([(name, value) for name, value in reply.headers if name in ("Retry-After", "Allow")])
+    return made
+
+
+@cache
+def _headers(media_urls: MediaURLs) -> dict[str, str]:
+    hls, webrtc = _origin(media_urls.hls), _origin(media_urls.webrtc)
+    both = " ".join(sorted({*hls, *webrtc}))
+    frames = both or "'none'"
+    return {
+        "Content-Security-Policy": (
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+            f"connect-src 'self' {both}; media-src 'self' blob: {' '.join(hls)}; frame-src {frames}; "
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        ),
+        "Cache-Control": "no-store",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _origin(url: str | None) -> tuple[str, ...]:
+    """Scheme and host of where a protocol is served; empty where it is off."""
+    if not url:
+        return ()
+    parts = urlsplit(url)
+    return (f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",)

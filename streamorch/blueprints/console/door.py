@@ -1,0 +1,102 @@
+"""Signing in and out, and the files that pages load: what is there for everybody."""
+
+import logging
+import time
+
+import flask
+from werkzeug.wrappers import Response
+
+from streamorch.blueprints import asked, refuse_guess, service
+from streamorch.blueprints.console import (
+    PREFIX,
+    assets,
+    done,
+    forget,
+    page,
+    plain_room,
+    remember,
+    require_own_form,
+    sessions,
+)
+from streamorch.contract import aside
+from streamorch.problems import Problem
+
+log = logging.getLogger(__name__)
+
+bp = plain_room("door")
+
+
+@bp.get("/sign-in")
+@aside
+def sign_in() -> flask.Response:
+    """The form that asks for a credential."""
+    return _form(200, None)
+
+
+@bp.post("/sign-in")
+@aside
+def enter() -> Response:
+    """Begin a session with the API secret, or that of an API client, and lead on to the page that was asked for."""
+    request, of = asked(), service()
+    now = time.time()
+    door = sessions.read(of.settings.api_secrets, flask.request.cookies.get(sessions.COOKIE, ""), now)
+    if door is None:
+        return _form(403, "This page was open for too long, or your browser keeps no cookies. Try again.")
+    require_own_form(door)
+    secret = flask.request.form.get("secret", "").strip()
+    caller = of.callers.by_secret(secret)
+    if caller is None:
+        refuse_guess(of, "api", request.environ.get("REMOTE_ADDR", ""))
+        log.info("no session", extra={"client": request.environ.get("REMOTE_ADDR"), "reason": "wrong secret"})
+        return _form(401, "That secret is not right, or it was revoked or has expired.")
+    request.caller = caller.name
+    log.info("signed in", extra={"caller": caller.name, "client": request.environ.get("REMOTE_ADDR")})
+    response = flask.redirect(_next() or flask.url_for("console_wall.index"), 303)
+    by = secret if caller.client_id is None else of.settings.api_secrets[0]
+    remember(response, sessions.begun(by, now, is_in=True, client_id=caller.client_id))
+    return response
+
+
+@bp.post("/sign-out")
+@aside
+def leave() -> Response:
+    """End the session of this browser."""
+    session = sessions.read(service().settings.api_secrets, flask.request.cookies.get(sessions.COOKIE, ""), time.time())
+    if session is not None:
+        require_own_form(session)
+    response = done("signed-out", flask.url_for(".sign_in"))
+    forget(response)
+    return response
+
+
+@bp.get("/assets/<edition>/<name>")
+@aside
+def asset(edition: str, name: str) -> flask.Response:
+    """A file that a page loads; in its edition it never changes."""
+    known = assets.assets()
+    if edition != known.edition or name not in known.files:
+        raise Problem("not-found", "no such file")
+    made = flask.Response(known.files[name], content_type=assets.content_type(name))
+    made.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+    made.headers["X-Content-Type-Options"] = "nosniff"
+    return made
+
+
+@bp.app_template_global("console_asset")
+def _address(name: str) -> str:
+    return flask.url_for("console_door.asset", edition=assets.assets().edition, name=name)
+
+
+def _form(status: int, wrong: str | None) -> flask.Response:
+    session = sessions.begun(service().settings.api_secrets[0], time.time())
+    response = page("sign_in.html", status, wrong=wrong, next=_next(), token=session.token)
+    remember(response, session)
+    return response
+
+
+def _next() -> str:
+    """Where to go afterwards, if that is a page of the console."""
+    asked_for = flask.request.values.get("next", "")
+    path = flask.request.script_root + PREFIX
+    is_ours = asked_for == path or asked_for.startswith((f"{path}/", f"{path}?"))
+    return asked_for if is_ours and asked_for.isprintable() and "\\" not in asked_for else ""

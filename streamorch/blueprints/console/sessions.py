@@ -1,0 +1,77 @@
+"""Who has signed in: a signed cookie, which every worker and instance with the same API secrets can read. Pure.
+
+It holds no secret. It is signed with the API secret by which somebody signed in, so that it ends with that secret; the
+session of an API client names the client, which is looked up at every request.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from itsdangerous import BadData, URLSafeSerializer
+
+COOKIE = "streamorch_console"
+
+# A shift, and so long without a page open.
+WHOLE_SECONDS = 12 * 3600
+IDLE_SECONDS = 3600
+RENEW_SECONDS = 60
+# Whoever has the page for signing in open may take so long.
+_DOOR_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Session:
+    """One browser: `is_in` once it has signed in, `client_id` is None for API_SECRET. Moments are Unix time."""
+
+    nonce: str
+    begun: float
+    seen: float
+    is_in: bool
+    client_id: UUID | None
+    key: bytes
+
+    @property
+    def token(self) -> str:
+        """What its forms carry, and no other site knows."""
+        return hmac.new(self.key, f"form {self.nonce}".encode(), hashlib.sha256).hexdigest()
+
+
+def begun(api_secret: str, now: float, *, is_in: bool = False, client_id: UUID | None = None) -> Session:
+    """A new session, to be signed with this API secret."""
+    return Session(secrets.token_urlsafe(16), now, now, is_in, client_id, _key(api_secret))
+
+
+def written(session: Session) -> str:
+    """The session as the value of a cookie."""
+    client = None if session.client_id is None else session.client_id.hex
+    return str(
+        _serializer(session.key).dumps([session.nonce, int(session.begun), int(session.seen), session.is_in, client])
+    )
+
+
+def read(api_secrets: Sequence[str], value: str, now: float) -> Session | None:
+    """The session of a cookie; None when it is not signed with one of these secrets, or over."""
+    for key in map(_key, api_secrets):
+        try:
+            nonce, begun_at, seen, is_in, client = _serializer(key).loads(value)
+        except BadData:
+            continue
+        longest = WHOLE_SECONDS if is_in else _DOOR_SECONDS
+        if now - begun_at > longest or now - seen > IDLE_SECONDS:
+            return None
+        return Session(nonce, begun_at, seen, is_in, None if client is None else UUID(client), key)
+    return None
+
+
+def _key(api_secret: str) -> bytes:
+    return hmac.new(api_secret.encode(), b"streamorch: console session", hashlib.sha256).digest()
+
+
+def _serializer(key: bytes) -> URLSafeSerializer:
+    return URLSafeSerializer(
+        key, salt=b"streamorch console", signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256}
+    )

@@ -1,0 +1,10 @@
+// Before the page is drawn: the colours that were chosen here, else the system's.
+(() => {
+  let chosen = null;
+  try {
+    chosen = localStorage.getItem("streamorch.theme");
+  } catch {
+    // a browser that keeps nothing
+  }
+  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+})();
