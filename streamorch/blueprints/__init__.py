@@ -270,9 +270,15 @@ def body(kind: type[Body], *, rules: Mapping[str, Callable[[str], str | None]] |
     content_type = flask.request.content_type
     if content_type and flask.request.mimetype != "application/json" and not flask.request.mimetype.endswith("+json"):
         raise Problem("unsupported-media-type")
-    members = json_object(asked().body())
+    return accepted(kind, json_object(asked().body()), rules=rules)
+
+
+def accepted(
+    kind: type[Body], members: Mapping[str, Any], *, rules: Mapping[str, Callable[[str], str | None]] | None = None
+) -> Body:
+    """These members, of a body or a form, as `kind`; `rules` and the problem as of `body`."""
     hints = get_type_hints(kind, include_extras=True)
-    accepted: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     errors: list[FieldError] = []
     for field in msgspec.structs.fields(kind):
         if field.encode_name not in members:
@@ -280,20 +286,20 @@ def body(kind: type[Body], *, rules: Mapping[str, Callable[[str], str | None]] |
                 errors.append(FieldError(field.encode_name, "is required"))
             continue
         try:
-            accepted[field.name] = msgspec.convert(members[field.encode_name], hints.get(field.name, field.type))
+            read[field.name] = msgspec.convert(members[field.encode_name], hints.get(field.name, field.type))
         except (msgspec.ValidationError, RecursionError) as error:
             errors.append(FieldError(field.encode_name, _reason(error)))
             continue
-        reason = _unstorable(accepted[field.name])
-        if reason is None and isinstance(accepted[field.name], datetime.datetime):
-            accepted[field.name] = moments.in_utc(accepted[field.name])
-        if reason is None and isinstance(accepted[field.name], str) and field.name in (rules or {}):
-            reason = (rules or {})[field.name](accepted[field.name])
+        reason = _unstorable(read[field.name])
+        if reason is None and isinstance(read[field.name], datetime.datetime):
+            read[field.name] = moments.in_utc(read[field.name])
+        if reason is None and isinstance(read[field.name], str) and field.name in (rules or {}):
+            reason = (rules or {})[field.name](read[field.name])
         if reason:
             errors.append(FieldError(field.encode_name, reason))
     if errors:
         raise Problem("invalid-request", "; ".join(f"{e.field} {e.reason}" for e in errors), errors=errors)
-    return kind(**accepted)
+    return kind(**read)
 
 
 def told(request: Request, decode: Callable[[bytes], Told]) -> Told:

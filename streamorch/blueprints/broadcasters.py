@@ -120,19 +120,25 @@ def create() -> flask.Response:
 
     409 when its id is taken: a lost answer may be asked for again.
     """
-    new = body(NewBroadcaster)
+    made = make(body(NewBroadcaster))
+    return created(made, flask.url_for(".show", broadcaster_id=made.id))
+
+
+def make(new: NewBroadcaster) -> Broadcaster:
+    """Make this broadcaster. Problem `conflict` when its id is taken."""
     broadcaster_id = new.id or uuid4()
     with service().database.connection(actor=actor()) as conn:
-        made = broadcasters.create(
+        is_made = broadcasters.create(
             conn,
             broadcaster_id=broadcaster_id,
             display_name=new.display_name,
             metadata=new.metadata or {},
             disabled=new.disabled,
         )
-        if not made:
-            raise Problem("conflict", "a broadcaster with this id exists")
-        return created(broadcasters.get(conn, broadcaster_id), flask.url_for(".show", broadcaster_id=broadcaster_id))
+        made = broadcasters.get(conn, broadcaster_id) if is_made else None
+    if made is None:
+        raise Problem("conflict", "a broadcaster with this id exists")
+    return made
 
 
 @bp.get("/<broadcaster_id>")
@@ -161,15 +167,18 @@ def change(broadcaster_id: str) -> flask.Response:
 
     Disabling it ends its streams.
     """
-    wanted = identifier(broadcaster_id)
-    changes = given(body(BroadcasterChanges))
+    return answer(changed(identifier(broadcaster_id), body(BroadcasterChanges)))
+
+
+def changed(wanted: UUID, changes: BroadcasterChanges) -> Broadcaster:
+    """The broadcaster with these changes. Problem `not-found`."""
     with service().database.connection(actor=actor()) as conn:
-        outcome = broadcasters.update(conn, wanted, changes)
+        outcome = broadcasters.update(conn, wanted, given(changes))
         found = broadcasters.get(conn, wanted) if outcome == "updated" else None
     if found is None:
         raise Problem("not-found", "no such broadcaster")
     service().kicker.cut_off(broadcaster_id=wanted)
-    return answer(found)
+    return found
 
 
 @bp.delete("/<broadcaster_id>")
@@ -179,10 +188,14 @@ def delete(broadcaster_id: str) -> flask.Response:
 
     204, and 204 again: it and its keys leave the lists, the keys are revoked, their streams ended.
     """
-    wanted = identifier(broadcaster_id)
+    remove(identifier(broadcaster_id))
+    return no_content()
+
+
+def remove(wanted: UUID) -> None:
+    """Delete this broadcaster. Problem `not-found`."""
     with service().database.connection(actor=actor()) as conn:
         outcome = broadcasters.delete(conn, wanted)
     if outcome == "not-found":
         raise Problem("not-found", "no such broadcaster")
     service().kicker.cut_off(broadcaster_id=wanted)
-    return no_content()

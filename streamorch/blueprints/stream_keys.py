@@ -36,7 +36,7 @@ bp = flask.Blueprint("stream_keys", __name__, url_prefix="/stream-keys")
 bp.before_request(first(require_api_caller))
 
 Label = Annotated[str, msgspec.Meta(max_length=255)]
-_RULES = {"path": paths.refusal}
+RULES = {"path": paths.refusal}
 Path = Annotated[str, msgspec.Meta(extra_json_schema=paths.SCHEMA)]
 
 
@@ -149,7 +149,12 @@ def create() -> flask.Response:
 
     The answer has its value, this once, and how to publish with it; the same id again is 409, never a second secret.
     """
-    new = body(NewStreamKey, rules=_RULES)
+    minted = mint(body(NewStreamKey, rules=RULES))
+    return created(minted, flask.url_for(".show", stream_key_id=minted.id))
+
+
+def mint(new: NewStreamKey) -> MintedStreamKey:
+    """Mint this key. Problem `conflict`, `path-in-use`, or `invalid-request` when the broadcaster is none."""
     stream_key_id = new.id or uuid4()
     value = keys.mint()
     with service().database.connection(actor=actor()) as conn:
@@ -174,12 +179,11 @@ def create() -> flask.Response:
     if made is None:
         raise Problem("conflict", "a stream key with this id exists")
     path = new.path or urls.suggested_path(stream_key_id.hex)
-    minted = MintedStreamKey(
+    return MintedStreamKey(
         **msgspec.structs.asdict(made),
         key_value=value,
         publish=urls.publish(service().settings.media_urls, path, value),
     )
-    return created(minted, flask.url_for(".show", stream_key_id=stream_key_id))
 
 
 @bp.get("/<stream_key_id>")
@@ -205,10 +209,13 @@ def change(stream_key_id: str) -> flask.Response:
 
     Disabling it, or an expiry in the past, ends its streams. A revoked key stays as it is: 409.
     """
-    wanted = identifier(stream_key_id)
-    changes = given(body(StreamKeyChanges, rules=_RULES))
+    return answer(changed(identifier(stream_key_id), body(StreamKeyChanges, rules=RULES)))
+
+
+def changed(wanted: UUID, changes: StreamKeyChanges) -> StreamKey:
+    """The key with these changes. Problem `not-found`, `conflict`, `path-in-use` or `stream-key-in-use`."""
     with service().database.connection(actor=actor()) as conn:
-        outcome = stream_keys.update(conn, wanted, changes)
+        outcome = stream_keys.update(conn, wanted, given(changes))
         found = stream_keys.get(conn, wanted) if outcome == "updated" else None
     if outcome == "revoked":
         raise Problem("conflict", "the key is revoked")
@@ -219,7 +226,7 @@ def change(stream_key_id: str) -> flask.Response:
     if found is None:
         raise Problem("not-found", "no such stream key")
     service().kicker.cut_off(stream_key_id=wanted)
-    return answer(found)
+    return found
 
 
 @bp.delete("/<stream_key_id>")
@@ -229,10 +236,14 @@ def revoke(stream_key_id: str) -> flask.Response:
 
     204, and 204 again: from then on nobody publishes with it, and its streams have ended. It stays in the lists.
     """
-    wanted = identifier(stream_key_id)
+    take_back(identifier(stream_key_id))
+    return no_content()
+
+
+def take_back(wanted: UUID) -> None:
+    """Revoke this key. Problem `not-found`."""
     with service().database.connection(actor=actor()) as conn:
         outcome = stream_keys.revoke(conn, wanted)
     if outcome == "not-found":
         raise Problem("not-found", "no such stream key")
     service().kicker.cut_off(stream_key_id=wanted)
-    return no_content()
