@@ -334,6 +334,8 @@ def use_broadcasters(conn: Connection, text: str) -> None:
         broadcasters.create(conn, broadcaster_id=one, display_name=text, metadata=metadata, disabled=bool(metadata))
         broadcasters.update(conn, one, {"display_name": text, "metadata": metadata})
     broadcasters.get(conn, one)
+    for several in ([], [one], [one, one]):
+        broadcasters.names(conn, several)
     for limit in (1, 201):
         broadcasters.page(conn, limit=limit, after=None)
         broadcasters.page(conn, limit=limit, after=("2026-01-31T12:00:00.000000Z", str(one)))

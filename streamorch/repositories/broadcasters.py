@@ -1,5 +1,6 @@
 """Broadcasters: who may publish."""
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -58,6 +59,15 @@ def page(conn: Connection, *, limit: int, after: tuple[str, str] | None) -> list
             _NEXT if after else _FIRST, {"limit": Int8(limit), "after_time": after_time, "after_id": after_id}
         )
         return cursor.fetchall()
+
+
+def names(conn: Connection, broadcaster_ids: Iterable[UUID]) -> dict[UUID, str]:
+    """What those of these broadcasters that there are, or were, are called."""
+    rows = conn.execute(
+        "/* broadcasters.names */ SELECT id, display_name FROM broadcasters WHERE id = ANY (lines_v1(%(ids)s)::uuid[])",
+        {"ids": "\n".join(map(str, broadcaster_ids))},
+    )
+    return dict(rows.fetchall())
 
 
 def create(

@@ -26,10 +26,10 @@ class Visitor:
         return found[1]
 
     def post(
-        self, path: str, on: str = "/console", headers: dict[str, str] | None = None, **fields: str
+        self, url: str, /, *, on: str = "/console", headers: dict[str, str] | None = None, **fields: str
     ) -> TestResponse:
         """Send the form of the page `on`; fields given override its own."""
-        return self.client.post(path, data={"token": self.token(on)} | fields, headers=headers)
+        return self.client.post(url, data={"token": self.token(on)} | fields, headers=headers)
 
     def sign_in(self, secret: str = API_SECRET, **fields: str) -> TestResponse:
-        return self.post("/console/sign-in", "/console/sign-in", None, secret=secret, **fields)
+        return self.post("/console/sign-in", on="/console/sign-in", headers=None, secret=secret, **fields)

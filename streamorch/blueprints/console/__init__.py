@@ -17,10 +17,12 @@ How a page is made:
 """
 
 import dataclasses
+import re
 import time
 from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import flask
 import msgspec
@@ -28,9 +30,9 @@ import psycopg
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from streamorch import __version__, problems, signing
+from streamorch import __version__, problems, signing, tables
 from streamorch.blueprints import Service, as_flask, asked, first, service
-from streamorch.blueprints.console import sessions
+from streamorch.blueprints.console import sessions, words
 from streamorch.blueprints.console.sessions import Session
 from streamorch.callers import API_SECRET, Caller
 from streamorch.exchange import Request
@@ -38,6 +40,8 @@ from streamorch.problems import Problem
 from streamorch.settings import MediaURLs
 
 PREFIX = "/console"
+
+_LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 
 
 class Entry(NamedTuple):
@@ -48,11 +52,25 @@ class Entry(NamedTuple):
     key: str
 
 
-NAVIGATION = (Entry("console_wall.index", "Live", "l"),)
+NAVIGATION = (
+    Entry("console_wall.index", "Live", "l"),
+    Entry("console_keys.index", "Keys", "k"),
+    Entry("console_broadcasters.index", "Broadcasters", "b"),
+)
 
 # What is said on the page after something was done.
 SENTENCES = {
     "signed-out": "You are signed out.",
+    "key-changed": "The key is changed.",
+    "key-disable": "The key is disabled, and whoever published with it is cut off.",
+    "key-enable": "The key is enabled.",
+    "key-lift": "The hold is lifted: the key may publish again.",
+    "key-revoked": "The key is revoked, and what was live with it has ended.",
+    "broadcaster-made": "The broadcaster is made. Give it a key.",
+    "broadcaster-changed": "The broadcaster is changed.",
+    "broadcaster-disable": "The broadcaster is disabled, and all its streams have ended.",
+    "broadcaster-enable": "The broadcaster may publish again.",
+    "broadcaster-deleted": "The broadcaster is deleted, and its keys are revoked.",
     "session-over": "Your session is over. Sign in again: nothing was changed.",
 }
 
@@ -172,6 +190,10 @@ def page(name: str, status: int = 200, **told: object) -> flask.Response:
         "sentence": SENTENCES.get(flask.request.args.get("told", "")),
         "version": __version__,
         "with_cursor": with_cursor,
+        "stream_url": _stream_url,
+        "duration": lambda seconds: "" if seconds is None else tables.duration(seconds),
+        "reason": words.ended,
+        "as_text": lambda raw: bytes(raw).decode(),
     }
     made = flask.Response(
         flask.render_template(f"console/{name}", **told), status, content_type="text/html; charset=utf-8"
@@ -187,6 +209,10 @@ def data(told: object) -> flask.Response:
     return made
 
 
+def _stream_url(stream_id: UUID) -> str:
+    return f"{flask.request.script_root}{PREFIX}/streams/{stream_id}"
+
+
 def with_cursor(cursor: str) -> str:
     """The address of the page after this one, with the same filters."""
     arguments: dict[str, Any] = {**(flask.request.view_args or {}), **flask.request.args, "cursor": cursor}
@@ -198,6 +224,11 @@ def done(sentence: str, url: str) -> Response:
     if sentence not in SENTENCES:
         raise KeyError(sentence)
     return flask.redirect(f"{url}{'&' if '?' in url else '?'}told={sentence}", 303)
+
+
+def moment_of(text: str) -> str:
+    """A moment of a form as RFC 3339: what the script made of it; or, without one, what the browser sends, in UTC."""
+    return f"{text}:00Z" if _LOCAL.fullmatch(text) else text
 
 
 def _problem(error: Exception) -> Response:

@@ -1,5 +1,5 @@
 """The rooms of the console, for the application."""
 
-from streamorch.blueprints.console import door, wall
+from streamorch.blueprints.console import broadcasters, door, keys, wall
 
-ROOMS = (door.bp, wall.bp)
+ROOMS = (door.bp, keys.bp, broadcasters.bp, wall.bp)

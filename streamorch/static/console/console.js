@@ -190,7 +190,27 @@ function forgetTold() {
   history.replaceState(null, "", url);
 }
 
+/** A field for a moment: shown in this browser's time, sent in UTC. */
+function moments() {
+  for (const field of document.querySelectorAll("input[data-moment]")) {
+    const sent = document.createElement("input");
+    sent.type = "hidden";
+    sent.name = field.name;
+    field.removeAttribute("name");
+    field.after(sent);
+    const moment = new Date(field.dataset.moment);
+    if (!Number.isNaN(moment.getTime())) {
+      sent.value = moment.toISOString();
+      field.value = new Date(moment.getTime() - moment.getTimezoneOffset() * 60000).toISOString().slice(0, 16);
+    }
+    field.addEventListener("input", () => {
+      sent.value = field.value && new Date(field.value).toISOString();
+    });
+  }
+}
+
 localise();
+moments();
 copying();
 dialogs();
 theme();
