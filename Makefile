@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 INSTALLS := .ci/install constraints.txt setup.cfg setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run doctor test check bench races proof real audit format lint types openapi wheel clean
+.PHONY: help run doctor test check bench races proof real screenshots audit format lint types openapi wheel clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ proof: .venv/installed-dev ## races, the model of the world, faults, fuzzing, th
 real: .venv/installed-dev ## the tests with real MediaMTX servers, MEDIAMTX_BIN=…:… (else the one on PATH), ffmpeg and WHIP
 	@$(VENV) -m pip --quiet install --no-build-isolation -c constraints.txt -e '.[real]'
 	@$(VENV) -m pytest -m mediamtx -p no:randomly tests/real tests/test_mediamtx_config.py
+
+screenshots: .venv/installed-dev ## pictures of the console into docs/console, with a real MediaMTX and ffmpeg
+	@$(VENV) -m tests.console.screenshots
 
 audit: .venv/installed-dev ## ask PyPI for known flaws of what constraints.txt pins; needs its JSON API
 	@$(PYTHON) -m venv .venv/audit
