@@ -37,6 +37,9 @@ _ONE_KEY = {
     "hold_until": None,
     "in_use": True,
     "hint": "x7Qk",
+    "previous_hint": "m2Zb",
+    "previous_works_until": "2026-07-05T09:00:00.000000Z",
+    "rotated_at": "2026-07-04T09:00:00.000000Z",
     "metadata": {"camera": "mast"},
     "created_at": "2026-07-03T09:01:00.000000Z",
     "expires_at": "2026-07-31T18:00:00.000000Z",
@@ -113,11 +116,15 @@ OF: dict[str, Any] = {
         "metadata": {"camera": "mast"},
     },
     "StreamKeyChanges": {"label": "Stern camera", "expires_at": None},
+    "Rotation": {"overlap_seconds": 86400},
     "StreamKey": _ONE_KEY,
     "MintedStreamKey": _ONE_KEY
     | {
         "in_use": False,
         "last_used_at": None,
+        "previous_hint": None,
+        "previous_works_until": None,
+        "rotated_at": None,
         "key_value": _VALUE,
         "publish": {
             "path": _PATH,

@@ -54,10 +54,11 @@ TABLE: dict[str, Kind] = {
     "stream-key-revoked": Kind(
         401,
         "Stream key revoked",
-        "The key was taken back.",
+        "The key was taken back, or a newer value replaced this one.",
         "Ask the operator for a new key.",
         "The log line `publish refused` has the `stream_key_id`; GET /stream-keys/{stream_key_id} tells since"
-        " when. It stays revoked: mint another with POST /stream-keys.",
+        " when. It stays revoked: mint another with POST /stream-keys. Where that key is not revoked, what came"
+        " was its value before a rotation (`hint` of GET /decisions): hand out the new one.",
     ),
     "stream-key-expired": Kind(
         401,
@@ -152,7 +153,8 @@ TABLE: dict[str, Kind] = {
         "Conflict",
         "The id is taken, or the state of the resource forbids the change.",
         "Read the resource, then decide.",
-        "Nothing. The same id again is a retry whose first answer was lost; a revoked key is not changed any more.",
+        "Nothing. The same id again is a retry whose first answer was lost; a revoked key is not changed any"
+        " more, and a value that a rotation has put out does not come back.",
     ),
     "too-large": Kind(
         413,

@@ -88,15 +88,16 @@ def _copy_broadcasters(old: Old, conn: Connection, report: Report) -> None:
 def _copy_keys(found: list[OldKey], conn: Connection, report: Report) -> dict[UUID, UUID]:
     """The ids that the old ones have here; of a key that is left out there is none."""
     known = rescuestream.known_keys(conn)
-    hashes = {key.id: key.key_hash for key in known}
-    ids = {key.key_hash: key.id for key in known}
+    # A value that was replaced here since the last run is still the key's own, and nobody else's.
+    hashes = {key.id: {key.key_hash, key.previous_key_hash} for key in known}
+    ids = {value: key.id for key in known for value in hashes[key.id] if value}
     revoked = {key.id for key in known if key.is_revoked}
     new: list[dict[str, Any]] = []
     new_ids: dict[UUID, UUID] = {}
     for key in found:
         digest = keys.digest(key.value)
         is_revoked = key.status == "revoked" or key.revoked_at is not None
-        if hashes.get(key.id, digest) != digest:
+        if digest not in hashes.get(key.id, {digest}):
             report.other_value.append(key.id)
             continue
         same = new_ids[key.id] = ids.setdefault(digest, key.id)

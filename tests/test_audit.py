@@ -68,6 +68,9 @@ def test_each_change_through_the_api_is_told_with_who_and_where_and_what_differs
                 "expires_at": None,
                 "hold_until": None,
                 "revoked_at": None,
+                "previous_hint": None,
+                "previous_works_until": None,
+                "rotated_at": None,
             },
         ),
         ("broadcaster", "update", {"display_name": "Team 7"}, {"display_name": "Team 8"}),
@@ -168,6 +171,7 @@ def test_every_function_that_changes_says_for_whom_and_the_next_one_does_not(con
             metadata={},
         ),
         lambda: stream_keys.update(conn, key, {"label": "z"}),
+        lambda: stream_keys.rotate(conn, key, key_hash=keys.digest("y"), hint="y", overlap_seconds=60),
         lambda: claim(conn),
         lambda: streams.update(conn, only(conn, "SELECT id FROM streams")["id"], {"recording_ref": "r"}),
         lambda: streams.stop(conn, only(conn, "SELECT id FROM streams")["id"], hold_seconds=9),
@@ -180,8 +184,8 @@ def test_every_function_that_changes_says_for_whom_and_the_next_one_does_not(con
         conn.actor = None
         conn.execute("UPDATE broadcasters SET display_name = display_name || 'x'")
     who = [row["who"] for row in rows(conn, ROWS) if row["who"] != "database"]
-    assert who == ["n0", "n1", "n2", "n3", "n5", "n6", "n6", "n7", "n8"]
-    assert len(rows(conn, "SELECT 1 FROM audit WHERE who = 'database'")) == 9
+    assert who == ["n0", "n1", "n2", "n3", "n4", "n6", "n7", "n7", "n8", "n9"]
+    assert len(rows(conn, "SELECT 1 FROM audit WHERE who = 'database'")) == 10
 
 
 def claim(conn):

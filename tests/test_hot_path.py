@@ -372,6 +372,9 @@ def use_keys(conn: Connection, text: str) -> None:
     stream_keys.update(conn, one, {"label": None, "path": None, "expires_at": None})
     stream_keys.update(conn, one, {"label": text, "disabled": True, "metadata": {"a": text}})
     stream_keys.hold(conn, one, seconds=len(text))
+    for overlap_seconds in (0, stream_keys.LONGEST_OVERLAP_SECONDS):
+        value = keys.digest(f"{one}{overlap_seconds}")
+        stream_keys.rotate(conn, one, key_hash=value, hint=text[:4], overlap_seconds=overlap_seconds)
     stream_keys.revoke(conn, one)
 
 

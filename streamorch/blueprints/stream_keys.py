@@ -1,4 +1,4 @@
-"""Stream keys: list, mint, show, change, revoke. The value of a key is in the 201 that made it and nowhere else."""
+"""Stream keys: list, mint, show, change, rotate, revoke. A value is in the 201 that made it and nowhere else."""
 
 from typing import Annotated
 from uuid import UUID, uuid4
@@ -62,7 +62,16 @@ class StreamKeyChanges(msgspec.Struct, frozen=True):
     expires_at: When | msgspec.UnsetType | None = msgspec.UNSET
     disabled: bool | msgspec.UnsetType = msgspec.UNSET
     hold_until: When | msgspec.UnsetType | None = msgspec.UNSET
+    previous_works_until: When | msgspec.UnsetType | None = msgspec.UNSET
     metadata: Metadata | msgspec.UnsetType = msgspec.UNSET
+
+
+class Rotation(msgspec.Struct, frozen=True):
+    """The body of POST /stream-keys/{id}/rotate: for how long the value before works on; 0 for no longer."""
+
+    overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=stream_keys.LONGEST_OVERLAP_SECONDS)] = (
+        stream_keys.OVERLAP_SECONDS
+    )
 
 
 class WhichStreamKeys(msgspec.Struct, frozen=True):
@@ -83,13 +92,14 @@ class StreamKeyPage(msgspec.Struct, frozen=True):
 
 
 class MintedStreamKey(StreamKey, frozen=True):
-    """A new key with its value, which is told this once, and how to publish with it."""
+    """A key with its new value, which is told this once, and how to publish with it."""
 
     key_value: str
     publish: urls.Publish
 
 
 _ONE = {"stream_key_id": "$response.body#/id"}
+_MINTED = "Minted. Keep `key_value`: it is told this once."
 
 
 @bp.get("")
@@ -122,12 +132,13 @@ def index() -> flask.Response:
     "createStreamKey",
     {
         201: Answer(
-            "Minted. Keep `key_value`: it is told this once.",
+            _MINTED,
             MintedStreamKey,
             headers=("Location", "Cache-Control"),
             links=(
                 Link("getStreamKey", _ONE),
                 Link("changeStreamKey", _ONE),
+                Link("rotateStreamKey", _ONE),
                 Link("revokeStreamKey", _ONE),
                 Link(
                     "askMay",
@@ -178,9 +189,53 @@ def mint(new: NewStreamKey) -> MintedStreamKey:
         raise Problem("path-in-use", "a stream of another key is live on this path")
     if made is None:
         raise Problem("conflict", "a stream key with this id exists")
-    path = new.path or urls.suggested_path(stream_key_id.hex)
+    return _told(made, value)
+
+
+@bp.post("/<stream_key_id>/rotate")
+@Operation(
+    "rotateStreamKey",
+    {
+        201: Answer(
+            _MINTED,
+            MintedStreamKey,
+            headers=("Location", "Cache-Control"),
+            links=(Link("getStreamKey", _ONE), Link("changeStreamKey", _ONE)),
+        )
+    },
+    takes=Rotation,
+    problems=("not-found", "conflict"),
+)
+def rotate(stream_key_id: str) -> flask.Response:
+    """Give a stream key a new value.
+
+    The one before works on for `overlap_seconds`; one that was replaced earlier is out at once. No stream ends: who
+    publishes with an old value streams on. Not to be repeated after a lost answer without need: each time is one more.
+    """
+    minted = rotated(identifier(stream_key_id), body(Rotation).overlap_seconds)
+    return created(minted, flask.url_for(".show", stream_key_id=minted.id))
+
+
+def rotated(wanted: UUID, overlap_seconds: int) -> MintedStreamKey:
+    """The key with a new value, the one before working on for so long. Problem `not-found`, or `conflict`: revoked."""
+    value = keys.mint()
+    with service().database.connection(actor=actor()) as conn:
+        outcome = stream_keys.rotate(
+            conn, wanted, key_hash=keys.digest(value), hint=keys.hint(value), overlap_seconds=overlap_seconds
+        )
+        found = stream_keys.get(conn, wanted) if outcome == "rotated" else None
+    if outcome == "revoked":
+        raise Problem("conflict", "the key is revoked")
+    if found is None:
+        raise Problem("not-found", "no such stream key")
+    return _told(found, value)
+
+
+def _told(key: StreamKey, value: str) -> MintedStreamKey:
+    """The key with its value, which nobody is told again."""
+    path = key.path or urls.suggested_path(key.id.hex)
     return MintedStreamKey(
-        **msgspec.structs.asdict(made),
+        **msgspec.structs.asdict(key),
         key_value=value,
         publish=urls.publish(service().settings.media_urls, path, value),
     )
@@ -207,7 +262,8 @@ def show(stream_key_id: str) -> flask.Response:
 def change(stream_key_id: str) -> flask.Response:
     """Change a stream key.
 
-    Disabling it, or an expiry in the past, ends its streams. A revoked key stays as it is: 409.
+    Disabling it, or an expiry in the past, ends its streams. `previous_works_until` moves the end of an overlap, to now
+    by null; after its end that is 409. A revoked key stays as it is: 409.
     """
     return answer(changed(identifier(stream_key_id), body(StreamKeyChanges, rules=RULES)))
 
@@ -221,6 +277,10 @@ def changed(wanted: UUID, changes: StreamKeyChanges) -> StreamKey:
         raise Problem("conflict", "the key is revoked")
     if outcome == "path-in-use":
         raise Problem("path-in-use", "a stream of another key is live on this path")
+    if outcome == "overlap-over":
+        raise Problem("conflict", "no value before this one works any more")
+    if outcome == "overlap-too-long":
+        raise invalid("previous_works_until", "is more than 30 days from now")
     if outcome == "stream-key-in-use":
         raise Problem("stream-key-in-use", "a stream of this key is live on another path")
     if found is None:

@@ -72,7 +72,7 @@ def index(broadcaster_id: UUID | None, status: Status | None, as_json: bool) -> 
         show_json({"stream_keys": found, "count": len(found)})
         return
     rows = [
-        (row.id, _state(row), f"…{row.hint}", row.path or "(any)", row.label, moment(row.last_used_at)) for row in found
+        (row.id, _state(row), _hints(row), row.path or "(any)", row.label, moment(row.last_used_at)) for row in found
     ]
     show_table(("ID", "STATE", "KEY", "PATH", "LABEL", "LAST USED"), rows, elastic=("PATH", "LABEL"))
 
@@ -119,24 +119,7 @@ def create(
         made = stream_keys.get(conn, key_id)
     if made is None:
         raise Failure(_REFUSALS[outcome])
-    publish = urls.publish(settings().media_urls, path or urls.suggested_path(key_id.hex), value)
-    if as_json:
-        show_json(msgspec.structs.asdict(made) | {"key_value": value, "publish": publish})
-        return
-    obs, whip = publish["obs"], publish["whip"]
-    shown = {
-        "id": key_id,
-        "key": value,
-        "path": publish["path"] if path else f"any free one, such as {publish['path']}",
-        "OBS server": obs and obs["server"],
-        "OBS stream key": obs and obs["stream_key"],
-        "RTMP": publish["rtmp"],
-        "SRT": publish["srt"],
-        "RTSP": publish["rtsp"],
-        "WHIP": whip and whip["url"],
-    }
-    show_members({name: text for name, text in shown.items() if text is not None})
-    click.echo("The key is not stored: nobody can show it again.")
+    _show_minted(made, value, as_json)
 
 
 @command.command("show")
@@ -163,6 +146,7 @@ def show(stream_key_id: UUID, as_json: bool) -> None:
             "label": found.label,
             "state": _state(found),
             "key": f"…{found.hint}",
+            "previous key": _previous(found),
             "path": found.path or "any free one",
             "takeover": found.takeover,
             "created": moment(found.created_at),
@@ -189,6 +173,39 @@ def revoke(stream_key_id: UUID) -> None:
     if outcome == "not-found":
         raise Failure(_REFUSALS[outcome])
     click.echo({"revoked": "revoked; its streams have ended", "already": "it was revoked before"}[outcome])
+
+
+@command.command("rotate")
+@one
+@click.option(
+    "--overlap",
+    "overlap_seconds",
+    type=click.IntRange(0, stream_keys.LONGEST_OVERLAP_SECONDS),
+    default=stream_keys.OVERLAP_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="For how long the value before works on; 0 for no longer.",
+)
+@as_json
+def rotate(stream_key_id: UUID, overlap_seconds: int, as_json: bool) -> None:
+    """Give a key a new value and print it, this once. What is live streams on, whichever value it came with.
+
+    A value that was replaced earlier is out at once.
+
+    \b
+    Examples:
+      streamorch keys rotate 6f1d0c9b-8e7f-4a9e-9f7e-0b7c5a5e2d1c
+      streamorch keys rotate 6f1d0c9b-8e7f-4a9e-9f7e-0b7c5a5e2d1c --overlap 0 --json | jq -r .publish.rtmp
+    """
+    value = keys.mint()
+    with database() as conn:
+        outcome = stream_keys.rotate(
+            conn, stream_key_id, key_hash=keys.digest(value), hint=keys.hint(value), overlap_seconds=overlap_seconds
+        )
+        found = stream_keys.get(conn, stream_key_id)
+    if outcome != "rotated" or found is None:
+        raise Failure(_REFUSALS[outcome])
+    _show_minted(found, value, as_json)
 
 
 @command.command("disable")
@@ -244,6 +261,39 @@ def release(stream_key_id: UUID) -> None:
     """
     _change(stream_key_id, {"hold_until": None})
     click.echo("released")
+
+
+def _show_minted(made: StreamKey, value: str, as_json: bool) -> None:
+    """The key with its value and what encoders need, this once."""
+    publish = urls.publish(settings().media_urls, made.path or urls.suggested_path(made.id.hex), value)
+    if as_json:
+        show_json(msgspec.structs.asdict(made) | {"key_value": value, "publish": publish})
+        return
+    obs, whip = publish["obs"], publish["whip"]
+    shown = {
+        "id": made.id,
+        "key": value,
+        "previous key": _previous(made),
+        "path": publish["path"] if made.path else f"any free one, such as {publish['path']}",
+        "OBS server": obs and obs["server"],
+        "OBS stream key": obs and obs["stream_key"],
+        "RTMP": publish["rtmp"],
+        "SRT": publish["srt"],
+        "RTSP": publish["rtsp"],
+        "WHIP": whip and whip["url"],
+    }
+    show_members({name: text for name, text in shown.items() if text is not None})
+    click.echo("The key is not stored: nobody can show it again.")
+
+
+def _hints(row: StreamKey) -> str:
+    """Those of the values that work."""
+    return f"…{row.hint} …{row.previous_hint}" if row.previous_works_until else f"…{row.hint}"
+
+
+def _previous(row: StreamKey) -> str | None:
+    """The value before the last rotation, as long as it works."""
+    return row.previous_works_until and f"…{row.previous_hint} until {moment(row.previous_works_until)}"
 
 
 def _change(stream_key_id: UUID, changes: dict[str, Any]) -> None:

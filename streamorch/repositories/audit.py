@@ -10,7 +10,7 @@ from psycopg.types.numeric import Int4, Int8
 from streamorch.repositories import Connection, Members, Moment, only
 
 Kind = Literal["broadcaster", "stream_key", "stream", "api_client"]
-Action = Literal["create", "update", "delete", "revoke", "stop"]
+Action = Literal["create", "update", "delete", "revoke", "rotate", "stop"]
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -65,7 +65,10 @@ _REFUSALS = """
 """
 _CLAIMS = """
     SELECT s.id, s.claimed_at AS decided_at, s.node, 'publish' AS action, 'claimed' AS outcome, s.stream_key_id,
-           (SELECT k.hint FROM stream_keys AS k WHERE k.id = s.stream_key_id) AS hint, s.id AS stream_id,
+           -- Of a stream from before there were rotations it is known while the key has had one value only.
+           coalesce(s.hint, (SELECT k.hint FROM stream_keys AS k WHERE k.id = s.stream_key_id AND k.rotated_at IS NULL))
+               AS hint,
+           s.id AS stream_id,
            NULL::uuid AS rival_id, s.path, s.protocol, s.remote_address, s.user_agent, s.auth_id AS connection_id,
            0::bigint AS left_out
     FROM streams AS s

@@ -64,6 +64,7 @@ class KnownKey(NamedTuple):
 
     id: UUID
     key_hash: bytes
+    previous_key_hash: bytes | None
     is_revoked: bool
 
 
@@ -188,7 +189,7 @@ def known_keys(conn: Connection) -> list[KnownKey]:
     with conn.cursor(row_factory=class_row(KnownKey)) as cursor:
         return cursor.execute(
             """/* rescuestream.known_keys */
-            SELECT k.id, k.key_hash, k.revoked_at IS NOT NULL AS is_revoked FROM stream_keys AS k
+            SELECT k.id, k.key_hash, k.previous_key_hash, k.revoked_at IS NOT NULL AS is_revoked FROM stream_keys AS k
             """
         ).fetchall()
 

@@ -7,16 +7,24 @@ from uuid import UUID
 import msgspec
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
-from psycopg.types.numeric import Int8
+from psycopg.types.numeric import Int4, Int8
 
 from streamorch.repositories import Connection, Moment, Object, only
 
 Takeover = Literal["stalled", "always", "never"]
 Status = Literal["active", "revoked", "expired"]
 
+# How long the value before a rotation may work on.
+OVERLAP_SECONDS = 24 * 3600
+LONGEST_OVERLAP_SECONDS = 30 * 24 * 3600
+
 
 class StreamKey(msgspec.Struct, frozen=True):
-    """A key as the API shows it, without its value; `hint` is the last four characters of that."""
+    """A key as the API shows it, without its value; `hint` is the last four characters of that.
+
+    `previous_hint` are those of the value before the last rotation, which works until `previous_works_until`, null when
+    it does no more.
+    """
 
     id: UUID
     broadcaster_id: UUID
@@ -28,6 +36,9 @@ class StreamKey(msgspec.Struct, frozen=True):
     hold_until: Moment | None
     in_use: bool
     hint: str
+    previous_hint: str | None
+    previous_works_until: Moment | None
+    rotated_at: Moment | None
     metadata: Object
     created_at: Moment
     expires_at: Moment | None
@@ -55,6 +66,11 @@ _SHOWN = """
               AND (s.started_at IS NOT NULL OR s.lease_expires_at > clock_timestamp())
         ) AS in_use,
         k.hint,
+        k.previous_hint,
+        CASE
+            WHEN k.previous_works_until > clock_timestamp() THEN rfc3339_v1(k.previous_works_until)
+        END AS previous_works_until,
+        rfc3339_v1(k.rotated_at) AS rotated_at,
         k.metadata,
         rfc3339_v1(k.created_at) AS created_at,
         rfc3339_v1(k.expires_at) AS expires_at,
@@ -145,10 +161,34 @@ def create(
     )
 
 
+def rotate(conn: Connection, stream_key_id: UUID, *, key_hash: bytes, hint: str, overlap_seconds: int) -> str:
+    """Give the key another value, and let the one before work on for so long; 'rotated', 'not-found' or 'revoked'.
+
+    What was replaced before that is out at once. No stream ends.
+    """
+    return str(
+        only(
+            conn,
+            """/* stream_keys.rotate */
+            SELECT rotate_stream_key_v1(%(id)s, %(key_hash)s, %(hint)s, %(overlap_seconds)s)
+            FROM acting_v1(%(actor)s)
+            """,
+            {
+                "actor": conn.acting(),
+                "id": stream_key_id,
+                "key_hash": key_hash,
+                "hint": hint,
+                "overlap_seconds": Int4(overlap_seconds),
+            },
+        )[0]
+    )
+
+
 def update(conn: Connection, stream_key_id: UUID, changes: dict[str, Any]) -> str:
     """Replace the given members; 'updated', 'not-found', 'revoked', 'path-in-use' or 'stream-key-in-use'.
 
-    Disabling the key, or moving its expiry into the past, ends its open streams.
+    Of `previous_works_until` also 'overlap-over' and 'overlap-too-long'. Disabling the key, or moving its expiry into
+    the past, ends its open streams.
     """
     return str(
         only(

@@ -27,6 +27,7 @@ GUARDED = [
     ("GET", f"/stream-keys/{ID}"),
     ("PATCH", f"/stream-keys/{ID}"),
     ("DELETE", f"/stream-keys/{ID}"),
+    ("POST", f"/stream-keys/{ID}/rotate"),
     ("GET", "/streams"),
     ("GET", "/nodes"),
     ("GET", "/metrics"),

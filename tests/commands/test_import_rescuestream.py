@@ -295,6 +295,20 @@ def test_a_key_of_a_broadcaster_that_was_deleted_here_lets_nobody_in(run, old, a
     assert media_server.ask(A_KEY).json["type"] == "/errors/stream-key-revoked"
 
 
+def test_a_value_that_was_replaced_here_is_still_that_of_its_key(run, old, api, media_server, conn):
+    key_id = old.key(A_KEY)
+    run()
+    new = api.post(f"/stream-keys/{key_id}/rotate", json={"overlap_seconds": 0}).json["key_value"]
+    old.stream(key_id)
+    old.conn.execute("ALTER TABLE stream_keys DROP CONSTRAINT key_value_once")
+    other_id = old.key(A_KEY)
+    report = run()
+    assert (report["stream_keys"], report["stream_keys_known"], report["other_value"]) == (0, 1, [])
+    assert (report["same_value"], report["streams"]) == ({str(other_id): str(key_id)}, 1)
+    assert media_server.ask(A_KEY).json["type"] == "/errors/stream-key-revoked"
+    assert media_server.ask(new).status_code == 200
+
+
 @pytest.mark.parametrize("revoked_first", [True, False])
 def test_of_two_keys_with_one_value_the_one_taken_back_stands(revoked_first, run, old, conn):
     old.conn.execute("ALTER TABLE stream_keys DROP CONSTRAINT key_value_once")

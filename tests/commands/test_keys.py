@@ -36,6 +36,31 @@ def test_what_is_off_is_not_printed(shell, make_broadcaster):
     assert [line.split()[0] for line in text.splitlines()] == ["id", "key", "path", "The"]
 
 
+def test_a_new_value_is_told_as_the_api_tells_it_and_the_one_before_beside_it(shell, api, make_key, media_server):
+    key = make_key(path="live/cam7")
+    said = api.post(f"/stream-keys/{key.id}/rotate", json={"overlap_seconds": 0}).json
+    made = shell.json("keys", "rotate", key.id, "--overlap", "3600")
+    assert made.keys() == said.keys()
+    assert {name: made[name] for name in made.keys() - SECRET_MEMBERS} == api.get(f"/stream-keys/{key.id}").json
+    assert made["previous_hint"] == said["hint"]
+    assert made["publish"]["rtmp"].endswith(f"/live/cam7?pass={made['key_value']}")
+    assert f"…{made['hint']} …{said['hint']}  live/cam7" in shell.text("keys")
+    assert f"…{said['hint']} until " in shell.text("keys", "show", key.id)
+    last = shell.text("keys", "rotate", key.id, "--overlap", "0")
+    told = dict(line.split("  ", 1) for line in last.splitlines() if "  " in line)
+    value = told["key"].strip()
+    assert value.startswith("sk_")
+    assert f"…{value[-4:]}  live/cam7" in shell.text("keys")
+    assert "previous key   -" in shell.text("keys", "show", key.id)
+    assert media_server.ask(made["key_value"]).json["type"] == "/errors/stream-key-revoked"
+    assert media_server.ask(value).status_code == 200
+
+
+@pytest.mark.parametrize("seconds", ["-1", "2592001", "soon"])
+def test_an_overlap_has_bounds(shell, make_key, seconds):
+    assert "--overlap" in shell.failure("keys", "rotate", make_key().id, "--overlap", seconds, code=2)
+
+
 def test_the_objects_are_those_of_the_api(shell, api, make_key, media_server):
     used, revoked, expired = make_key(label="a"), make_key(revoked_at=PAST), make_key(expires_at=PAST)
     media_server.go_live(used)
@@ -117,14 +142,14 @@ def test_a_hold_refuses_newcomers_until_it_is_released_and_ends_nothing(shell, m
     assert media_server.ask(key, "live/other").json["type"] == "/errors/stream-key-in-use"
 
 
-@pytest.mark.parametrize("verb", ["show", "revoke", "disable", "enable", "hold", "release"])
+@pytest.mark.parametrize("verb", ["show", "revoke", "rotate", "disable", "enable", "hold", "release"])
 def test_an_unknown_key_is_one_line(shell, verb):
     assert shell.failure("keys", verb, uuid.uuid4()) == (
         "streamorch: no such stream key; list them with: streamorch keys"
     )
 
 
-@pytest.mark.parametrize("verb", ["disable", "enable", "hold", "release"])
+@pytest.mark.parametrize("verb", ["rotate", "disable", "enable", "hold", "release"])
 def test_a_revoked_key_stays_as_it_is(shell, verb, make_key):
     key = make_key(revoked_at=PAST)
     assert "revoked, which is for good" in shell.failure("keys", verb, key.id)

@@ -13,6 +13,7 @@ from streamorch.repositories import migrate
 pytestmark = pytest.mark.own_database
 
 NAMES = [migration.name for migration in migrate.available()]
+LAST = int(NAMES[-1][:4])
 LEDGER = "SELECT name, checksum, applied_at FROM streamorch_migrations ORDER BY name"
 SCHEMA = """
     SELECT c.relkind::text AS kind, c.relname AS name, a.attname AS part, format_type(a.atttypid, a.atttypmod) AS type
@@ -117,13 +118,13 @@ def test_no_session_keeps_the_lock(database_url, conn, monkeypatch):
 
 
 def test_a_limit_of_idle_transactions_is_not_for_the_lock(folder, database_url):
-    (folder / f"{len(NAMES) + 1:04}_slow.sql").write_text("SELECT pg_sleep(1)")
+    (folder / f"{LAST + 1:04}_slow.sql").write_text("SELECT pg_sleep(1)")
     limited = f"{database_url}{'&' if '?' in database_url else '?'}options=-cidle_in_transaction_session_timeout%3D100"
     assert len(migrate.apply(limited)) == 1
 
 
 def test_a_new_file_is_applied_alone(folder, database_url):
-    name = f"{len(NAMES) + 1:04}_more"
+    name = f"{LAST + 1:04}_more"
     (folder / f"{name}.sql").write_text("CREATE TABLE more (id uuid)")
     with pytest.raises(migrate.SchemaError, match=f"{name} not applied yet"):
         migrate.check(database_url)
@@ -141,7 +142,7 @@ def test_files_of_other_names_are_no_migrations(folder):
 def test_a_table_that_somebody_holds_for_long_is_told(folder, database_url, monkeypatch):
     monkeypatch.setattr(migrate, "_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(migrate, "_PAUSE_SECONDS", 0.1)
-    name = f"{len(NAMES) + 1:04}_more"
+    name = f"{LAST + 1:04}_more"
     (folder / f"{name}.sql").write_text("CREATE TABLE more (id uuid); ALTER TABLE streams ADD COLUMN more integer")
     with psycopg.connect(database_url) as holder:
         holder.execute("SELECT 1 FROM streams")
@@ -153,9 +154,9 @@ def test_a_table_that_somebody_holds_for_long_is_told(folder, database_url, monk
 
 
 def test_a_file_that_fails_leaves_nothing_of_itself(folder, database_url):
-    good = f"{len(NAMES) + 1:04}_good"
+    good = f"{LAST + 1:04}_good"
     (folder / f"{good}.sql").write_text("CREATE TABLE good (id uuid)")
-    (folder / f"{len(NAMES) + 2:04}_bad.sql").write_text("CREATE TABLE bad (id uuid); SELECT 1/0")
+    (folder / f"{LAST + 2:04}_bad.sql").write_text("CREATE TABLE bad (id uuid); SELECT 1/0")
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate.apply(database_url)
     assert [row["name"] for row in read(database_url, LEDGER)] == [*NAMES, good]
