@@ -16,7 +16,7 @@ TIMES = {
     ),
     "stream_stats": ("sampled_at", "moved_at"),
     "nodes": ("api_seen_at", "api_failing_since", "started_seen_at", "last_tick_at", "last_hook_at"),
-    "stream_keys": ("expires_at", "hold_until"),
+    "stream_keys": ("expires_at", "hold_until", "previous_works_until"),
     "departures": ("departed_at",),
 }
 

@@ -21,6 +21,7 @@ class Mutant(NamedTuple):
 
 _AUTH = ("tests/blueprints/test_auth.py",)
 _HOOKS = ("tests/blueprints/test_webhooks.py",)
+_ROTATION = ("tests/test_rotation.py",)
 _RECONCILER = ("tests/test_reconciler.py",)
 
 
@@ -32,50 +33,99 @@ def _story(name: str) -> tuple[str, ...]:
 _ALL = (
     # --- who is let in ---
     Mutant(
+        "a-replaced-value-is-let-in",
+        "sql/0009_rotation.sql",
+        "WHEN key.revoked_at IS NOT NULL OR key.is_replaced THEN",
+        "WHEN key.revoked_at IS NOT NULL THEN",
+        _story("a replaced value comes back"),
+    ),
+    Mutant(
+        "the-old-value-is-out-at-once",
+        "sql/0009_rotation.sql",
+        "k.previous_works_until <= moment AS is_replaced",
+        "true AS is_replaced",
+        _story("a value comes back while it works on"),
+    ),
+    Mutant(
+        "a-rotation-ends-what-is-live",
+        "sql/0009_rotation.sql",
+        "    outcome := 'rotated';\n",
+        "    PERFORM end_streams_of_keys_v1(ARRAY[p_id], 'revoked');\n    outcome := 'rotated';\n",
+        _ROTATION,
+    ),
+    Mutant(
+        "the-older-of-two-old-values-stays",
+        "sql/0009_rotation.sql",
+        "        previous_key_hash = k.key_hash,\n",
+        "        previous_key_hash = CASE WHEN k.previous_works_until > moment THEN k.previous_key_hash ELSE k.key_hash END,\n",
+        _ROTATION,
+    ),
+    Mutant(
+        "an-overlap-that-is-over-comes-back",
+        "sql/0009_rotation.sql",
+        "        ELSIF wanted_end > moment THEN\n            outcome := 'overlap-over';\n            RETURN;\n        ELSE\n",
+        "        ELSIF wanted_end <= moment THEN\n",
+        _ROTATION,
+    ),
+    Mutant(
+        "an-overlap-lasts-for-ever",
+        "sql/0009_rotation.sql",
+        "            IF wanted_end > greatest(before.previous_works_until, moment + interval '30 days') THEN\n",
+        "            IF false THEN\n",
+        _ROTATION,
+    ),
+    Mutant(
+        "a-stream-tells-the-newest-value",
+        "sql/0009_rotation.sql",
+        "CASE WHEN k.key_hash = p_key_hash THEN k.hint ELSE k.previous_hint END",
+        "k.hint",
+        _ROTATION,
+    ),
+    Mutant(
         "an-expired-key-is-let-in",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "        WHEN key.expires_at <= moment THEN 'stream-key-expired'\n",
         "",
         _story("an expired key comes back"),
     ),
     Mutant(
         "a-revoked-key-is-let-in",
-        "sql/0004_speed.sql",
-        "        WHEN key.revoked_at IS NOT NULL THEN 'stream-key-revoked'\n",
-        "",
+        "sql/0009_rotation.sql",
+        "WHEN key.revoked_at IS NOT NULL OR key.is_replaced THEN",
+        "WHEN key.is_replaced THEN",
         _AUTH,
     ),
     Mutant(
         "a-hold-is-forgotten",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "        WHEN key.hold_until > moment THEN 'stream-stopped'\n",
         "",
         _story("a held key comes back"),
     ),
     Mutant(
         "a-disabled-broadcaster-is-let-in",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "        WHEN key.broadcaster_disabled_at IS NOT NULL THEN 'broadcaster-disabled'\n",
         "",
         _AUTH,
     ),
     Mutant(
         "a-bound-key-goes-anywhere",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "        WHEN key.path <> p_path THEN 'path-not-allowed'\n",
         "",
         _AUTH,
     ),
     Mutant(
         "a-replay-is-any-path-of-the-connection",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "        IF rival.stream_key_id = key.id AND rival.node = p_node AND rival.path = p_path\n",
         "        IF rival.stream_key_id = key.id AND rival.node = p_node\n",
         _AUTH,
     ),
     Mutant(
         "a-lapsed-claim-stands-in-the-way",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "              AND (rival.lease_expires_at <= moment OR (",
         "              AND (false OR (",
         _AUTH,
@@ -154,7 +204,7 @@ _ALL = (
     ),
     Mutant(
         "the-old-stream-ends-at-acceptance",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "    outcome := 'claimed';\n",
         "    UPDATE streams AS s SET ended_at = moment, end_reason = 'superseded', replaced_by = stream_id\n"
         "    WHERE s.id = checked.replaces;\n    outcome := 'claimed';\n",
@@ -396,14 +446,14 @@ _ALL = (
     ),
     Mutant(
         "a-lock-is-waited-for-as-long-as-it-takes",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "        PERFORM set_config('lock_timeout', '300ms', true);\n        PERFORM 1 FROM stream_keys",
         "        PERFORM 1 FROM stream_keys",
         ("tests/repositories/test_streams.py::test_a_claim_waits_for_a_lock_no_longer_than_its_caller_can",),
     ),
     Mutant(
         "asking-again-is-another-claim",
-        "sql/0004_speed.sql",
+        "sql/0009_rotation.sql",
         "outcome := 'replay';",
         "outcome := 'stream-key-in-use';",
         ("tests/faults/test_workers.py::test_workers_killed_in_the_middle_of_a_claim",),

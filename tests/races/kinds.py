@@ -82,6 +82,17 @@ def _create_and_claim(conn: Connection, place: Place) -> str:
 _BOTH = "active and superseded, by a tick"
 
 
+def _rotate(overlap_seconds: int) -> Role:
+    """Give key 0 a value of the worker's own."""
+
+    def act(conn: Connection, place: Place) -> str:
+        hint = f"w{place.worker}"
+        key_hash = place.new_hash(hint)
+        return stream_keys.rotate(conn, place.key_id(0), key_hash=key_hash, hint=hint, overlap_seconds=overlap_seconds)
+
+    return Role(f"rotate key 0, overlap {overlap_seconds} s", act, frozenset(("rotated",)))
+
+
 def _tick(*live: str, outcomes: tuple[str, ...] = ()) -> Role:
     """A snapshot of the round's media server: these connections are live on path 0, and nobody else is there.
 
@@ -287,6 +298,23 @@ def _keys_and_streams_are_gone(of: Round) -> Iterator[str]:
     yield from _states(of, **dict.fromkeys(of.streams, "revoked"))
 
 
+def _two_values_work(of: Round) -> Iterator[str]:
+    """Of all that were told, the last two."""
+    key, workers = of.keys[0], {f"w{worker}" for _, worker, _ in of.told}
+    if not {key.value, key.previous_value} <= workers or key.value == key.previous_value:
+        yield f"the values of the key are {key.value} and {key.previous_value}"
+
+
+def _replaced_or_claimed(of: Round) -> Iterator[str]:
+    """Who came before the value was replaced is in, and stays; everybody after it is refused."""
+    for stream in of.new_streams():
+        if stream.is_late:
+            yield f"{stream.name} was let in with a value that had been replaced"
+        yield from _states(of, **{stream.name: "pending"})
+    if len(of.winners()) > 1:
+        yield f"{len(of.winners())} winners"
+
+
 def _newcomer_is_live(of: Round) -> Iterator[str]:
     """The old one has ended, by its own hook or by the newcomer's, and says where its watchers shall go."""
     if of.count("active") != 1:
@@ -425,6 +453,13 @@ _KINDS = (
         "claim-disable-broadcaster",
         [_claim("stream-key-in-use", "broadcaster-disabled"), _DISABLE_BROADCASTER],
         _all_ended("disabled"),
+    ),
+    Kind("rotate-rotate", [_rotate(60)], _two_values_work, prize="rotated"),
+    Kind(
+        "claim-rotate",
+        # By the second rotation the value is forgotten.
+        [_claim("stream-key-in-use", "stream-key-revoked", "invalid-stream-key"), _rotate(0)],
+        _replaced_or_claimed,
     ),
     Kind("claim-expire", [_claim("stream-key-in-use", "stream-key-expired"), _EXPIRE], _all_ended("expired")),
     Kind(

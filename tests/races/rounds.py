@@ -39,6 +39,10 @@ class Place(NamedTuple):
     def key_hash(self, key: int) -> bytes:
         return keys.digest(f"{self.round_number}/{key}")
 
+    def new_hash(self, hint: str) -> bytes:
+        """Of the value that a rotation brought."""
+        return keys.digest(f"{self.round_number}/{hint}")
+
     def path(self, path: int) -> str:
         return f"live/{self.round_number}/{path}"
 
@@ -80,6 +84,7 @@ class Stream(NamedTuple):
     was_live: bool
     replaces: str
     replaced_by: str
+    is_late: bool  # it was claimed after a rotation of its key
 
     @property
     def is_open(self) -> bool:
@@ -93,6 +98,8 @@ class Key(NamedTuple):
     disabled: bool
     held: bool
     path: str | None
+    value: str  # the hint, when the hash is of the same value
+    previous_value: str
 
 
 @dataclass
@@ -208,14 +215,17 @@ _STREAMS: LiteralString = """
     SELECT s.stream_key_id, s.path, s.auth_id, s.started_at IS NOT NULL,
            CASE WHEN s.ended_at IS NOT NULL THEN s.end_reason
                 WHEN s.started_at IS NOT NULL THEN 'active' ELSE 'pending' END,
-           older.auth_id, newer.auth_id
+           older.auth_id, newer.auth_id,
+           s.claimed_at > (SELECT min(a.changed_at) FROM audit AS a
+                           WHERE a.subject_id = s.stream_key_id AND a.action = 'rotate')
     FROM streams AS s
     LEFT JOIN streams AS older ON older.id = s.replaces
     LEFT JOIN streams AS newer ON newer.id = s.replaced_by
 """
 _KEYS: LiteralString = """
     SELECT k.id, k.revoked_at IS NOT NULL, k.disabled_at IS NOT NULL OR b.disabled_at IS NOT NULL,
-           coalesce(k.hold_until > clock_timestamp(), false), k.path
+           coalesce(k.hold_until > clock_timestamp(), false), k.path, k.hint, k.key_hash, k.previous_hint,
+           k.previous_key_hash
     FROM stream_keys AS k
     JOIN broadcasters AS b ON b.id = k.broadcaster_id
 """
@@ -228,15 +238,20 @@ def read(conn: psycopg.Connection[TupleRow], kind: Kind, told: Sequence[Sequence
     for worker, outcomes in enumerate(told):
         for of, outcome in zip(rounds, outcomes, strict=True):
             of.told.append((kind.role(of.number, worker), worker, outcome))
-    for key_id, path, auth_id, was_live, state, replaces, replaced_by in conn.execute(_STREAMS):
+    for key_id, path, auth_id, was_live, state, replaces, replaced_by, is_late in conn.execute(_STREAMS):
         number, key = divmod(key_id.int, _KEYS_PER_ROUND)
         name = _name(auth_id)
         rounds[number].streams[name] = Stream(
-            name, key, int(path.rpartition("/")[2]), state, was_live, _name(replaces), _name(replaced_by)
+            name, key, int(path.rpartition("/")[2]), state, was_live, _name(replaces), _name(replaced_by), bool(is_late)
         )
-    for key_id, revoked, disabled, held, path in conn.execute(_KEYS):
+    for key_id, revoked, disabled, held, path, hint, key_hash, previous_hint, previous_hash in conn.execute(_KEYS):
         number, key = divmod(key_id.int, _KEYS_PER_ROUND)
-        rounds[number].keys[key] = Key(revoked, disabled, held, path)
+        place = Place(number, 0)
+        values = [
+            hint if hash_ == place.new_hash(hint) else ""
+            for hint, hash_ in ((hint, key_hash), (previous_hint, previous_hash))
+        ]
+        rounds[number].keys[key] = Key(revoked, disabled, held, path, *values)
     return rounds
 
 

@@ -92,6 +92,7 @@ class Encoder:
 
     publisher: Publisher
     key: Key | None  # that of its credential; None when there is no such key
+    value: str  # what it was given when it was set up, and keeps
     is_granted: bool = False
     is_flowing: bool = True
     was_live: bool = False
@@ -244,12 +245,22 @@ class World:
         self.note(f"key {self.keys.index(key)}: {changes}: {status}")
         return status
 
+    def rotate_key(self, key: Key, overlap_seconds: int) -> int:
+        """Another value for the key; the status."""
+        made = self.call("POST", f"/stream-keys/{key.id}/rotate", {"overlap_seconds": overlap_seconds})
+        self.note(f"key {self.keys.index(key)} is rotated, overlap {overlap_seconds} s: {made.status}")
+        if made.status == 201:
+            until = made.body["previous_works_until"]
+            key.previous_value, key.value = key.value, made.body["key_value"]
+            key.previous_works_until = datetime.fromisoformat(until) + self.passed if until else None
+        return made.status
+
     # --- encoders ---
 
-    def connect(self, key: Key | None, path: str, protocol: str) -> Encoder:
-        """An encoder connects; it has not been asked for yet."""
+    def connect(self, key: Key | None, path: str, protocol: str, *, value: str | None = None) -> Encoder:
+        """An encoder connects, with the newest value of its key or with this; it has not been asked for yet."""
         publisher = self.fake.publish(path, protocol, live=False, bytes_per_second=RATE)
-        encoder = Encoder(publisher, key)
+        encoder = Encoder(publisher, key, value or (key.value if key else "sk_unknownunknownunknownunknownunknown00"))
         self.encoders.append(encoder)
         return encoder
 
@@ -257,8 +268,7 @@ class World:
         """The media server asks for it; the status, and the slug of a refusal. "Alive" of a look before has run out."""
         self._await_looks()
         count = len(self.heard)
-        value = encoder.key.value if encoder.key else "sk_unknownunknownunknownunknownunknown00"
-        status = self.fake.ask(encoder.publisher, value)
+        status = self.fake.ask(encoder.publisher, encoder.value)
         slug = next((heard.slug for heard in self.heard[count:] if heard.path == "/auth"), None)
         number = self.keys.index(encoder.key) if encoder.key else None
         self.note(f"{encoder} asks with key {number} on {encoder.publisher.path}: {status} {slug or ''}")

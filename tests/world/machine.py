@@ -50,6 +50,8 @@ ACTIONS = {
     "change_takeover": 2,
     "lift_hold": 1,
     "make_key": 2,
+    "rotate_key": 3,
+    "move_overlap": 1,
     "disable_broadcaster": 2,
     "disable_in_the_table": 2,
     "delete_broadcaster": 1,
@@ -68,7 +70,7 @@ _DESCRIBED = {
     "/webhook/ready": {204, 404},
     "/webhook/not-ready": {204},
     "GET /streams": {200, 304},
-    "POST": {201, 400, 409},
+    "POST": {201, 400, 404, 409},
     "PATCH": {200, 404, 409},
     "DELETE": {204, 404},
     "GET": {200, 404},
@@ -171,6 +173,31 @@ class Machine(RuleBasedStateMachine):
     def lift_hold(self, draw: Draw) -> None:
         now = self.world.now()
         self.change_key("lift_hold", self.a_key(draw.of, lambda key: key.is_held(now)), hold_until=None)
+
+    def rotate_key(self, draw: Draw) -> None:
+        """For long, for a moment, or without an overlap; an encoder with the old value comes at once, or later."""
+        key = self.a_key(draw.of)
+        status = self.world.rotate_key(key, (3600, 15, 0, 60)[draw.more])
+        expected = 404 if key.broadcaster.is_deleted else 409 if key.is_revoked else 201
+        assert status == expected, self.story(f"rotate: {status}")
+        self.judge("rotate_key", Happening())
+        if draw.is_so:
+            path = key.path or PATHS[draw.more]
+            self.newcomer(key, path, draw.protocol, value=key.previous_value)
+            self.judge("rotate_key", Happening())
+
+    def move_overlap(self, draw: Draw) -> None:
+        """The end of an overlap comes now, or sooner, or later; of one that is over it does not move."""
+        now = self.world.now()
+        until = (None, oracle.later(now, -5), oracle.later(now, 15), oracle.later(now, 3600))[draw.more]
+        key = self.a_key(draw.of, lambda key: key.previous_works_until is not None)
+        lasts = key.previous_works_until is not None and key.previous_works_until > now
+        if key.broadcaster.is_deleted or key.is_revoked or lasts or draw.more < 2:
+            self.change_key("move_overlap", key, previous_works_until=until if lasts else None)
+            return
+        status = self.world.change_key(key, previous_works_until=until)
+        assert status == 409, self.story(f"PATCH of an overlap that is over: {status}")
+        self.judge("move_overlap", Happening())
 
     def a_key(self, number: int, is_wanted: Callable[[Key], bool] = lambda key: True) -> Key:
         """One of them, and of those that are wanted if there is one."""
@@ -277,7 +304,8 @@ class Machine(RuleBasedStateMachine):
         bad: list[Key | None] = [key for key in self.world.keys if key.lost_right(now) or key.is_held(now)]
         key = pick([*bad, None], draw.of) if draw.more else pick(self.world.keys, draw.of)
         path = key.path if key and key.path and draw.of % 2 else PATHS[draw.more]
-        self.newcomer(key, path, draw.protocol, is_answer_lost=draw.is_so)
+        value = key.previous_value if key and draw.protocol % 2 else None
+        self.newcomer(key, path, draw.protocol, is_answer_lost=draw.is_so, value=value)
         self.judge("connect", Happening())
 
     def publish(self, draw: Draw) -> None:
@@ -321,18 +349,22 @@ class Machine(RuleBasedStateMachine):
         if row is None:
             return
         path = row.path if draw.more else PATHS[PATHS.index(row.path) - 1]
-        encoder = self.newcomer(self.key_of(row), path, draw.protocol)
+        key = self.key_of(row)
+        # One in two has not heard of the new value.
+        encoder = self.newcomer(key, path, draw.protocol, value=key.previous_value if draw.of % 2 else None)
         self.judge("rival", Happening())
         if encoder is not None and encoder.is_granted and draw.is_so:
             self.start(encoder, hook=True)
             self.judge("rival", Happening())
 
-    def newcomer(self, key: Key | None, path: str, protocol: int, is_answer_lost: bool = False) -> Encoder | None:
+    def newcomer(
+        self, key: Key | None, path: str, protocol: int, *, is_answer_lost: bool = False, value: str | None = None
+    ) -> Encoder | None:
         """It comes and asks, and goes when it is refused; None where its protocol is switched off."""
         name = PROTOCOLS[protocol]
         if self.world.fault == f"off {name}":
             return None
-        encoder = self.world.connect(key, path, name)
+        encoder = self.world.connect(key, path, name, value=value)
         self.ask(encoder)
         if is_answer_lost and encoder.is_granted:
             self.world.note("the answer is lost")
@@ -360,8 +392,11 @@ class Machine(RuleBasedStateMachine):
         before = self.world.now()
         status, slug = self.world.ask(encoder)
         type(self).answers[slug or str(status)] += 1
-        expected = oracle.claim(encoder.key, path, auth_id, before, around) | oracle.claim(
-            encoder.key, path, auth_id, self.world.now(), around
+        expected = set[str]().union(
+            *(
+                oracle.claim(encoder.key, path, auth_id, now, around, encoder.value)
+                for now in (before, self.world.now())
+            )
         )
         may = bool(expected & set(GRANTED))
         if status == 200:

@@ -37,6 +37,8 @@ class Key:
     hold_until: datetime | None = None
     is_disabled: bool = False
     is_revoked: bool = False
+    previous_value: str | None = None
+    previous_works_until: datetime | None = None
 
     def lost_right(self, now: datetime) -> set[str]:
         """Every end_reason that is true of it."""
@@ -51,9 +53,15 @@ class Key:
         """Is it on hold after a stop?"""
         return self.hold_until is not None and self.hold_until > now
 
-    def refusal(self, path: str, now: datetime) -> str | None:
-        """The slug for a publish on this path, by what is known of the key alone."""
-        if self.is_revoked:
+    def is_replaced(self, value: str, now: datetime) -> bool:
+        """Is this the value before the last rotation, and out?"""
+        return value == self.previous_value and (self.previous_works_until or now) <= now
+
+    def refusal(self, path: str, now: datetime, value: str) -> str | None:
+        """The slug for a publish on this path with this value, by what is known of the key alone."""
+        if value not in (self.value, self.previous_value):
+            return "invalid-stream-key"
+        if self.is_revoked or self.is_replaced(value, now):
             return "stream-key-revoked"
         if self.expires_at is not None and self.expires_at <= now:
             return "stream-key-expired"
@@ -125,11 +133,16 @@ class Circumstances(NamedTuple):
     look: Callable[[Row], Seen]
 
 
-def claim(key: Key | None, path: str, connection_id: str, now: datetime, around: Circumstances) -> set[str]:
-    """Every outcome that a claim may have: 'claimed', 'replay', or a slug. More than one where time decides."""
+def claim(
+    key: Key | None, path: str, connection_id: str, now: datetime, around: Circumstances, value: str | None = None
+) -> set[str]:
+    """Every outcome that a claim may have: 'claimed', 'replay', or a slug. More than one where time decides.
+
+    By this value of the key; by its newest without.
+    """
     if key is None:
         return {"invalid-stream-key"}
-    if slug := key.refusal(path, now):
+    if slug := key.refusal(path, now, value or key.value):
         return {slug}
     open_rows = [row for row in around.rows if row.is_open]
     own = [row for row in open_rows if row.stream_key_id == key.id]
