@@ -84,7 +84,7 @@ def lines(settings: Settings, *, hooks: str = "curl", version: Version = CURRENT
 
     Lines after the first are indented by two spaces.
     """
-    hidden = replace(settings, callback_secret=_secret(settings, revealed=False))
+    hidden = replace(settings, callback_secrets=("SECRET",) if settings.callback_secrets else ())
     found = _KEY.finditer(config(hidden, hooks=hooks, version=version))
     return {key["name"]: re.sub(r"\n +", "\n  ", key[0].strip()) for key in found}
 

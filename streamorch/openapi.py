@@ -78,10 +78,10 @@ _SCHEMES = {
     "callbackBasic": {
         "type": "http",
         "scheme": "basic",
-        "description": "`MEDIAMTX_CALLBACK_SECRET` as password, any user. Where none is set nothing is needed.",
+        "description": "One of `MEDIAMTX_CALLBACK_SECRET` as password, any user. Where none is set nothing is needed.",
     },
     "scraper": {"type": "http", "scheme": "bearer", "description": "`METRICS_SECRET`."},
-    "callbackBearer": {"type": "http", "scheme": "bearer", "description": "`MEDIAMTX_CALLBACK_SECRET`."},
+    "callbackBearer": {"type": "http", "scheme": "bearer", "description": "One of `MEDIAMTX_CALLBACK_SECRET`."},
 }
 _HEADERS: dict[str, Object] = {
     "X-Request-ID": {

@@ -50,7 +50,7 @@ class Settings:
     api_host: str
     api_port: int
     callback_url: str
-    callback_secret: str | None
+    callback_secrets: tuple[str, ...]
     media_urls: MediaURLs
     mediamtx_bin: str | None
     mediamtx_api_url: str
@@ -84,6 +84,11 @@ class Settings:
         return f"<Settings {self.api_host}:{self.api_port}>"
 
     @property
+    def callback_secret(self) -> str | None:
+        """What a media server is told to send; those after it in the list are taken from it as well."""
+        return next(iter(self.callback_secrets), None)
+
+    @property
     def pool_max_size(self) -> int:
         """Connections of one worker at most: 25 for one instance, shared among its workers."""
         return max(1, min(self.threads + 1, _MAX_CONNECTIONS // self.workers))
@@ -113,6 +118,10 @@ class Settings:
         if metrics_port == api_port:
             raise SettingError("METRICS_PORT is API_PORT; leave it out, and the metrics are there")
         api_secrets = env.secrets("API_SECRET")
+        if not api_secrets:
+            raise SettingError(
+                "API_SECRET is not set; make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            )
         read_policy = env.choice("READ_POLICY", "public", ("public", "secret", "deny"))
         read_secret = env.secret("READ_SECRET")
         if read_policy == "secret" and not read_secret:
@@ -124,7 +133,7 @@ class Settings:
             api_host=env.text("API_HOST", "127.0.0.1"),
             api_port=api_port,
             callback_url=env.url("CALLBACK_URL", f"http://127.0.0.1:{api_port}", ("http", "https")).rstrip("/"),
-            callback_secret=env.secret("MEDIAMTX_CALLBACK_SECRET"),
+            callback_secrets=env.secrets("MEDIAMTX_CALLBACK_SECRET"),
             media_urls=_media_urls(env),
             mediamtx_bin=env.unless_off("MEDIAMTX_BIN", "mediamtx"),
             mediamtx_api_url=env.url("MEDIAMTX_API_URL", "http://localhost:9997", ("http", "https")).rstrip("/"),
@@ -194,12 +203,12 @@ class _Reader:
         return value or None
 
     def secrets(self, name: str) -> tuple[str, ...]:
-        """A comma-separated list of secrets, so that one can be changed without a gap."""
-        values = tuple(part.strip() for part in (self.secret(name) or "").split(",") if part.strip())
-        if not values:
-            raise SettingError(
-                f"{name} is not set; make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
-            )
+        """A comma-separated list of secrets, the newest first, so that one can be changed without a gap."""
+        text = self.secret(name) or ""
+        values = tuple(part.strip() for part in text.split(",") if part.strip())
+        if text and not values:
+            # Not as if nothing were set, which leaves a door open.
+            raise SettingError(f"{name} has commas and no secret")
         return values
 
     def listed(self, name: str) -> list[str]:

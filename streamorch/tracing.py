@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import flask
 from opentelemetry import propagate, trace
@@ -232,8 +233,8 @@ _PARENT = "HTTP_TRACEPARENT"
 
 def _secrets(settings: Settings) -> list[str]:
     """What must not stand in a span, wherever a client has written it."""
-    others = (settings.callback_secret, settings.metrics_secret, settings.read_secret)
-    found = {*settings.api_secrets, *settings.mediamtx_api_passwords, *filter(None, others)}
+    lists = (settings.api_secrets, settings.callback_secrets, settings.mediamtx_api_passwords)
+    found = {*chain(*lists), *filter(None, (settings.metrics_secret, settings.read_secret))}
     return sorted(found, key=len, reverse=True)
 
 

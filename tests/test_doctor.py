@@ -693,6 +693,34 @@ def test_the_secret_of_a_hook_may_come_in_a_header(header):
     assert not_well(doctor.judge(well(fake, settings))) == {}
 
 
+@pytest.mark.parametrize("hooks", ["curl", "wget"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_secret_that_is_to_go_works_and_the_lines_to_change_are_told(version, hooks):
+    """Before it is taken out of the list; when those lines are changed all is well, and stays so without it."""
+    old, both, new = (
+        read(MEDIAMTX_CALLBACK_SECRET=text) for text in ("hush-old $1", "hush-new,hush-old $1", "hush-new")
+    )
+    fake = configured(version, old, hooks=hooks)
+    findings = doctor.judge(well(fake, both))
+    assert not_well(findings) == {"auth-address": "warning", "hooks": "warning"}
+    assert doctor.exit_code(findings) == 0
+    for name in ("auth-address", "hooks"):
+        assert "is not the first any more" in finding(findings, name).text
+        assert "SECRET" in finding(findings, name).mend
+    assert "hush" not in said(findings)
+    assert not_well(doctor.judge(well(fake, new))) == {"auth-address": "wrong", "hooks": "wrong"}
+    fake.load(mediamtx_config.config(both, version=numbers(version), hooks=hooks))
+    for settings in (both, new):
+        assert not_well(doctor.judge(well(fake, settings))) == {}
+
+
+def test_the_first_of_the_list_is_no_older_one_if_it_stands_there_twice():
+    settings = read(MEDIAMTX_CALLBACK_SECRET="hush-1,hush-2,hush-1")
+    fake = configured("v1.20.1", settings)
+    in_hook(start_of, "-sS", "-sS -m 9")(fake)  # not as we print it, so it is looked into
+    assert not_well(doctor.judge(well(fake, settings))) == {}
+
+
 def test_another_secret_in_a_header_is_none():
     settings = read()
     fake = configured("v1.20.1", settings)

@@ -27,8 +27,10 @@ from streamorch.settings import SettingError, Settings
 
 FILES = Path(__file__).resolve().parent.parent / "mediamtx"
 FORMS = {"mediamtx.yml": (), "mediamtx-before-1.19.3.yml": ("--for", "1.19.2")}
-AWKWARD = "a $HOME ${PATH} $1 'b' \"c\" \\ % %41 # : @/?&;|[x]{y}*` ~=+,()"
-PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1).map(str.strip).filter(bool)
+AWKWARD = "a $HOME ${PATH} $1 'b' \"c\" \\ % %41 # : @/?&;|[x]{y}*` ~=+()"
+# But for the comma, which stands between two secrets.
+_CHARACTERS = st.characters(min_codepoint=32, max_codepoint=126, exclude_characters=",")
+PRINTABLE = st.text(_CHARACTERS, min_size=1).map(str.strip).filter(bool)
 PATIENCE = 20
 
 
@@ -180,7 +182,7 @@ def test_the_snippet_has_the_keys_that_matter_and_no_more():
 def test_its_lines_by_key_have_the_word_secret(hooks, version):
     settings = read(MEDIAMTX_RTMP_URL="off", MEDIAMTX_CALLBACK_SECRET="hush hush")
     lines = mediamtx_config.lines(settings, hooks=hooks, version=version)
-    whole = mediamtx_config.config(replace(settings, callback_secret="SECRET"), hooks=hooks, version=version)
+    whole = mediamtx_config.config(replace(settings, callback_secrets=("SECRET",)), hooks=hooks, version=version)
     keys = re.findall(r"(?m)^ *(\w+): .", whole)
     assert list(lines) == keys
     assert {key: value(f"{line}\n", key) for key, line in lines.items()} == {key: value(whole, key) for key in keys}
@@ -237,6 +239,14 @@ def test_what_is_shown_to_others_has_the_word_secret_in_its_place():
     assert "hush" not in repr((start, end, shown))
     assert "hush" in mediamtx_config.auth_address(settings, revealed=True)
     assert "hush" in mediamtx_config.hook_lines(settings, revealed=True)[0]
+
+
+def test_of_several_secrets_the_first_is_printed():
+    one, several = (read(MEDIAMTX_CALLBACK_SECRET=text) for text in ("hush", "hush,old,older"))
+    for make in (mediamtx_config.config, mediamtx_config.snippet):
+        for hooks in mediamtx_config.HOOKS:
+            assert make(several, hooks=hooks) == make(one, hooks=hooks)
+    assert mediamtx_config.lines(several) == mediamtx_config.lines(one)
 
 
 def test_without_a_secret_there_is_no_credential():

@@ -1,10 +1,18 @@
-"""A key gets a new value while encoders use it: both work until the overlap ends, and nobody who is live is cut off."""
+"""A key gets a new value while encoders use it: both work until the overlap ends, and nobody who is live is cut off.
 
+And the secret of a media server's callbacks is changed while streams are live.
+"""
+
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import flask
 import psycopg
 import pytest
+from werkzeug.serving import make_server
 
 from streamorch import keys
 from streamorch.repositories import stream_keys
@@ -318,3 +326,49 @@ def test_the_functions_tell_why(conn, make_key):
     assert ask(make_key().id) == "rotated"
     assert ask(make_key(revoked_at=PAST).id) == "revoked"
     assert ask(uuid.uuid4()) == "not-found"
+
+
+# --- the secret of the callbacks ---
+
+
+@contextmanager
+def serving(app: flask.Flask) -> Iterator[int]:
+    """The port at which the application listens."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def a_stream(fake, key, path):
+    """What a media server is answered from the first question about a publisher to its end."""
+    publisher = fake.publish(path, live=False)
+    answers = [fake.ask(publisher, key.value)]
+    fake.go_live(publisher)
+    answers.append(fake.hook_ready(publisher))
+    fake.leave(publisher)
+    return [*answers, fake.hook_not_ready(publisher)]
+
+
+def test_the_secret_of_the_callbacks_is_changed_without_a_gap(make_app, fake, make_key):
+    """First the service takes both, then the media server sends the new one, then the old one goes."""
+    key = make_key()
+    heard, refused = [200, 204, 204], [401, 401, 401]
+    for number, (accepted, sent, expected) in enumerate(
+        (
+            ("old", "old", heard),
+            ("old", "new", refused),
+            ("new,old", "old", heard),
+            ("new,old", "new", heard),
+            ("new", "new", heard),
+            ("new", "old", refused),
+        )
+    ):
+        with serving(make_app(MEDIAMTX_API_URL=fake.url, MEDIAMTX_CALLBACK_SECRET=accepted)) as port:
+            fake.callback_url = f"http://mediamtx:{sent}@127.0.0.1:{port}"
+            assert a_stream(fake, key, f"live/{number}") == expected, (accepted, sent)

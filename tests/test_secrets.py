@@ -39,6 +39,7 @@ API_SECRET = f"4bd1-api-{MARK}-4bd1"
 PLANTED = {
     "API_SECRET": API_SECRET,
     "MEDIAMTX_CALLBACK_SECRET": f"77aa-callback-{MARK}-77aa",
+    "the callback secret before": f"0b0b-callback-{MARK}-0b0b",
     "READ_SECRET": f"c0de-read-{MARK}-c0de",
     "METRICS_SECRET": f"91f3-metrics-{MARK}-91f3",
     "MEDIAMTX_API_PASSWORD": f"5e5e-media-{MARK}-5e5e",
@@ -194,6 +195,7 @@ def life() -> Iterator[Life]:
     folder = Path(tempfile.mkdtemp(prefix="streamorch-secrets-"))
     with FakeMediaMTX(user="streamorch", password=PLANTED["MEDIAMTX_API_PASSWORD"]) as fake:
         settings = {name: value for name, value in PLANTED.items() if name.isupper()}
+        settings["MEDIAMTX_CALLBACK_SECRET"] += f",{PLANTED['the callback secret before']}"
         service = Service(
             folder,
             **settings,
@@ -402,6 +404,8 @@ def use_the_other_secrets(life: Life) -> None:
     )
     for given, status in questions:
         assert life.back("/auth", given) == status, given
+    before = basic("mediamtx", PLANTED["the callback secret before"])
+    assert life.back("/auth", {"action": "read", "password": read}, headers={"Authorization": before}) == 200
     wrong: tuple[dict[str, str], ...] = (
         {"Authorization": "Bearer wrong"},
         {"Authorization": f"Basic {API_SECRET}"},

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 PATH = "live/cam7"
 BEARER = {"Authorization": f"Bearer {API_SECRET}"}
 CALLBACK_SECRET, METRICS_SECRET, READ_SECRET = "planted-callback", "planted-scrape", "planted-read"
+OLDER_CALLBACK_SECRET = "planted-before-it"
 ALL = {"OTEL_TRACES_SAMPLER": "parentbased_always_on", "OTEL_BSP_SCHEDULE_DELAY": "200"}
 
 
@@ -75,7 +76,7 @@ def test_the_spans_of_a_publish_are_joined_and_hold_no_secret(start):
         service = start(
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
             MEDIAMTX_API_URL=fake.url,
-            MEDIAMTX_CALLBACK_SECRET=CALLBACK_SECRET,
+            MEDIAMTX_CALLBACK_SECRET=f"{CALLBACK_SECRET},{OLDER_CALLBACK_SECRET}",
             METRICS_SECRET=METRICS_SECRET,
             READ_POLICY="secret",
             READ_SECRET=READ_SECRET,
@@ -99,7 +100,12 @@ def test_the_spans_of_a_publish_are_joined_and_hold_no_secret(start):
         traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         ask("POST", "/auth", callback | {"User-Agent": other, "traceparent": traceparent}, json=claim | {"path": other})
         ask("POST", "/auth", callback, json=claim | {"id": other, "password": other, "protocol": other})
-        ask("POST", "/auth", callback, json={"action": other, "path": f"a/{CALLBACK_SECRET}/{API_SECRET}"})
+        ask(
+            "POST",
+            "/auth",
+            callback,
+            json={"action": other, "path": f"a/{CALLBACK_SECRET}/{OLDER_CALLBACK_SECRET}/{API_SECRET}"},
+        )
         ask("POST", "/auth", {"Authorization": f"Basic {other}"}, json=claim)
         ask("POST", "/auth", callback, json={"action": "read", "path": PATH, "query": READ_SECRET})
         ask("POST", "/webhook/ready", callback, json=hook | {"path": other, "source_id": other})
@@ -148,7 +154,8 @@ def test_the_spans_of_a_publish_are_joined_and_hold_no_secret(start):
         password = signing.media_server_password(API_SECRET)
         assert PATH.encode() in sent
         assert b"sk_[redacted]" in sent
-        for secret in (value, other, minted, API_SECRET, CALLBACK_SECRET, METRICS_SECRET, READ_SECRET, password):
+        ours = (API_SECRET, CALLBACK_SECRET, OLDER_CALLBACK_SECRET, METRICS_SECRET, READ_SECRET)
+        for secret in (value, other, minted, *ours, password):
             assert secret.encode() not in sent, secret
         assert re.search(rb"sk_[A-Za-z0-9]{32}", sent) is None
         names = {name for span in collector.spans for name in span.facts}

@@ -185,13 +185,13 @@ def actor() -> Actor:
 
 
 def require_media_server(request: Request, of: Service) -> None:
-    """Guard of /auth and the hooks: the callback secret, when one is set. Problem `unauthorized` otherwise."""
-    secret = of.settings.callback_secret
-    if secret is None:
+    """Guard of /auth and the hooks: a callback secret, when one is set. Problem `unauthorized` otherwise."""
+    secrets = of.settings.callback_secrets
+    if not secrets:
         return
     authorization = request.header("Authorization")
     given = signing.basic_password(authorization) or signing.bearer(authorization) or ""
-    if not signing.matches(given, (secret,)):
+    if not signing.matches(given, secrets):
         log.warning(
             "callback without the right secret",
             extra={

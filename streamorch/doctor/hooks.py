@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from streamorch import mediamtx_config, signing
 from streamorch.doctor.facts import Facts, Verdict
-from streamorch.doctor.media import differences, entries, places
+from streamorch.doctor.media import OLDER, differences, entries, is_older, password_in, places
 from streamorch.doctor.verdicts import (
     media_server_of,
     ok,
@@ -123,8 +123,12 @@ def _judged(line: str, where: str, facts: Facts) -> list[Verdict]:
     if "$" in url:
         return [*found, warning("calls a place that only MediaMTX's environment knows")]
     wanted = f"{ours.callback_url}/webhook/{where}"
-    carries = _carried(words, ours)
-    found += [wrong(text) for text in differences(url, wanted, ours, known=places(facts), has_secret=carries)]
+    carried = _carried(words, ours)
+    found += [
+        wrong(text) for text in differences(url, wanted, ours, known=places(facts), has_secret=carried is not None)
+    ]
+    if is_older(password_in(url) if carried is None else carried, ours):
+        found.append(warning(OLDER))
     if not _is_ours(url, facts):
         found.append(wrong(f"calls {shown(url)}, which is not CALLBACK_URL"))
     if missing := [name for name in _NEEDED[where] if not re.search(rf"\$\{{?{name}\b", line)]:
@@ -141,15 +145,15 @@ def _is_ours(url: str, facts: Facts) -> bool:
         return True  # said already
 
 
-def _carried(words: list[str], ours: Settings) -> bool:
-    """Does a header carry the secret, or a variable of which only MediaMTX's environment knows the value?"""
+def _carried(words: list[str], ours: Settings) -> str | None:
+    """The secret of ours that a header carries, empty where only MediaMTX's environment knows it; None without one."""
     for word in words:
         header = re.match(r"(?:--header=|-H)?Authorization: *(?P<value>.+)", word, re.IGNORECASE)
         if header is None:
             continue
         value = header["value"]
-        if "$" in value or ours.callback_secret is None:
-            return True
+        if "$" in value or not ours.callback_secrets:
+            return ""
         given = signing.basic_password(value) or signing.bearer(value) or ""
-        return signing.matches(given, (ours.callback_secret,))
-    return False
+        return given if signing.matches(given, ours.callback_secrets) else None
+    return None

@@ -127,6 +127,8 @@ def auth_address(facts: Facts) -> Verdict:
         wrong(f"authHTTPAddress {problem}", mend)
         for problem in differences(address, mediamtx_config.auth_address(ours), ours, known=places(facts))
     ]
+    if is_older(password_in(address), ours):
+        problems.append(warning(f"authHTTPAddress {OLDER}", mend))
     if is_elsewhere(address, ours):
         base = shown(address).removesuffix("/auth")
         here = setting(f"CALLBACK_URL={base}")
@@ -182,13 +184,31 @@ def differences(
     node = re.search(r"(?:^|&)node=([^&]*)", parts.query)
     if node and unquote(node[1]) != NODE:
         found.append(f"names the node {unquote(node[1])[:40]!r}, which is not configured")
-    if ours.callback_secret and not has_secret:
-        given = unquote(parts.password or "")
+    if ours.callback_secrets and not has_secret:
+        given = password_in(url)
         if not given:
             found.append("lacks MEDIAMTX_CALLBACK_SECRET")
-        elif not signing.matches(given, (ours.callback_secret,)):
+        elif not signing.matches(given, ours.callback_secrets):
             found.append("has another secret than MEDIAMTX_CALLBACK_SECRET")
     return found
+
+
+def password_in(url: str) -> str:
+    """The password of a URL; empty where there is none."""
+    try:
+        return unquote(urlsplit(url).password or "")
+    except ValueError:
+        return ""
+
+
+# Of a place where a callback secret stands that works as yet.
+OLDER = "has a MEDIAMTX_CALLBACK_SECRET that is not the first any more: change it, then take that one out of the list"
+
+
+def is_older(given: str, ours: Settings) -> bool:
+    """Is it a callback secret that is accepted, and no more the one that a media server is to send?"""
+    newest, *older = ours.callback_secrets or ("",)
+    return signing.matches(given, older) and not signing.matches(given, (newest,))
 
 
 def auth_exclude(facts: Facts) -> Verdict:

@@ -141,7 +141,7 @@ def secrets_of(facts: Facts) -> list[str]:
     known = [
         *ours.api_secrets,
         *ours.mediamtx_api_passwords,
-        ours.callback_secret,
+        *ours.callback_secrets,
         ours.metrics_secret,
         ours.read_secret,
         _password_of(ours.database_url),

@@ -196,6 +196,20 @@ class TestFromMemory:
         answer = client.post(path, json={"action": "read", "path": "x", "source_id": ""}, headers=headers)
         assert answer.status_code == (200 if path == "/auth" else 204)
 
+    @pytest.mark.parametrize("path", CALLBACKS)
+    def test_each_of_several_callback_secrets_is_heard_while_it_stands_in_the_list(self, path, make_app):
+        def ask(client, secret):
+            return client.post(
+                path, json={"action": "read", "path": "x", "source_id": ""}, headers=basic("mediamtx", secret)
+            )
+
+        both, new_alone = (make_app(MEDIAMTX_CALLBACK_SECRET=text).test_client() for text in ("new, old", "new"))
+        for secret in ("new", "old"):
+            assert ask(both, secret).status_code == (200 if path == "/auth" else 204)
+        for client, secret in ((both, "new, old"), (both, ""), (both, ","), (new_alone, "old")):
+            problem(ask(client, secret), "unauthorized", 401)
+        assert ask(new_alone, "new").status_code == (200 if path == "/auth" else 204)
+
     def test_a_callback_secret_may_hold_a_colon(self, make_app):
         client = make_app(MEDIAMTX_CALLBACK_SECRET="a:b").test_client()
         assert client.post("/auth", json={"action": "read"}, headers=basic("mediamtx", "a:b")).status_code == 200
