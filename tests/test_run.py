@@ -540,6 +540,7 @@ class TestFailures:
         assert tables == [("stream_keys",)]
 
     @pytest.mark.own_database
+    @pytest.mark.parametrize("fail", ["run"], indirect=True)  # what `serve` makes of it: see test_upgrade.py
     def test_a_newer_schema(self, fail, database_url):
         with psycopg.connect(database_url) as conn:
             conn.execute("INSERT INTO streamorch_migrations (name, checksum) VALUES ('9999_later', 'x')")

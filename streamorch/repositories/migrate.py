@@ -1,14 +1,19 @@
 """Migrations: forward only, under an advisory lock, with a ledger of checksums.
 
 Safe to run under the release before: each file adds, none takes away what that release uses.
+
+All of a file is one transaction, but for its statements CREATE INDEX CONCURRENTLY. Those come first, each by itself,
+while others go on to write; what was left half built by a run that was killed is built anew.
 """
 
 import hashlib
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
+from psycopg import sql
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Inside the package when it was installed from a wheel, beside it in a checkout.
@@ -20,6 +25,9 @@ _LOCK = 0x7374726D6F726368
 # How long to try for tables that others hold, and to let the others go on in between.
 _PATIENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
+_TURN_SECONDS = 0.1
+
+_INDEX = re.compile(r"^CREATE INDEX CONCURRENTLY IF NOT EXISTS (\w+) [^;]+;$", re.MULTILINE)
 
 
 class SchemaError(Exception):
@@ -50,10 +58,15 @@ def apply(database_url: str) -> list[str]:
         # The lock is of a transaction that stays open meanwhile, and not of a session: behind a pooler, the session
         # belongs to somebody else afterwards, with the lock. An operator's limit of such transactions is not for it.
         holder.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        holder.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        # Neither a statement that waits nor one with parameters, whose portal stays: each has a snapshot, and the
+        # building of an index waits for the end of it.
+        while holder.execute(_TAKE_LOCK).fetchone() != (True,):
+            time.sleep(_TURN_SECONDS)
         with _connect(database_url) as conn:
             pending = _pending(conn)
             for migration in pending:
+                for index in _INDEX.finditer(migration.text):
+                    _build(conn, index[1], index[0])
                 _apply(conn, migration)
     return [migration.name for migration in pending]
 
@@ -67,7 +80,7 @@ def _apply(conn: psycopg.Connection[tuple[object, ...]], migration: Migration) -
                 # Whoever asks for a table that we wait for waits behind us: for less than a claim waits for a lock.
                 conn.execute("SET LOCAL lock_timeout = '100ms'")
                 conn.execute(_LEDGER)
-                conn.execute(migration.text.encode())
+                conn.execute(_INDEX.sub("", migration.text).encode())
                 conn.execute(
                     "INSERT INTO streamorch_migrations (name, checksum) VALUES (%s, %s)",
                     [migration.name, migration.checksum],
@@ -82,11 +95,24 @@ def _apply(conn: psycopg.Connection[tuple[object, ...]], migration: Migration) -
         time.sleep(_PAUSE_SECONDS)
 
 
+def _build(conn: psycopg.Connection[tuple[object, ...]], name: str, statement: str) -> None:
+    """An index, unless it is there. It waits for transactions that are open, however long, and nobody waits for it."""
+    while True:
+        try:
+            if conn.execute(_HALF_BUILT, [name]).fetchone():
+                conn.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(name)))
+            conn.execute(statement.encode())
+            return
+        except psycopg.errors.DeadlockDetected:
+            # With the session of a run that was killed, which goes on until it has to answer.
+            time.sleep(_PAUSE_SECONDS)
+
+
 def check(database_url: str) -> None:
-    """Raises SchemaError unless the schema is exactly that of this release."""
+    """Raises SchemaError unless the schema is that of this release, or of a newer one, which has only added to it."""
     with psycopg.connect(database_url, autocommit=True, connect_timeout=5, application_name="streamorch") as conn:
-        if pending := not_applied(conn):
-            names = ", ".join(pending)
+        if pending := _pending(conn, may_be_newer=True):
+            names = ", ".join(migration.name for migration in pending)
             raise SchemaError(f"the database schema is old: {names} not applied yet; run: streamorch migrate")
 
 
@@ -106,6 +132,9 @@ def is_current(conn: psycopg.Connection[tuple[object, ...]]) -> bool:
 
 _NAMES = [migration.name for migration in available()]
 
+_TAKE_LOCK = f"SELECT pg_try_advisory_xact_lock({_LOCK})".encode()
+_HALF_BUILT = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(%s) AND NOT indisvalid"
+
 _LEDGER = """
     CREATE TABLE IF NOT EXISTS streamorch_migrations (
         name text PRIMARY KEY,
@@ -115,7 +144,7 @@ _LEDGER = """
 """
 
 
-def _pending(conn: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
+def _pending(conn: psycopg.Connection[tuple[object, ...]], *, may_be_newer: bool = False) -> list[Migration]:
     """What is left to apply; SchemaError when this is not a database of ours, or one of another release."""
     ours = _exists(conn, "streamorch_migrations")
     if not ours:
@@ -126,7 +155,8 @@ def _pending(conn: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
     for migration in known:
         if applied.get(migration.name, migration.checksum) != migration.checksum:
             raise SchemaError(f"migration {migration.name} was edited after it had been applied to this database")
-    if newer := sorted(applied.keys() - {migration.name for migration in known}):
+    newer = sorted(applied.keys() - {migration.name for migration in known})
+    if newer and not may_be_newer:
         raise SchemaError(f"the database schema is newer than this release: it has {', '.join(newer)}")
     return [migration for migration in known if migration.name not in applied]
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -163,6 +164,37 @@ def test_a_file_that_fails_leaves_nothing_of_itself(folder, database_url):
     assert not read(database_url, "SELECT 1 FROM pg_class WHERE relname = 'bad'")
 
 
+INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS more ON streams (recording_ref);\nSELECT 1;\n"
+IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'more'::regclass"
+
+
+def test_an_index_is_built_beside_those_who_write(folder, database_url, conn):
+    """It waits for who has written, without end, and who writes does not wait for it."""
+    name = f"{LAST + 1:04}_more"
+    (folder / f"{name}.sql").write_text(INDEX)
+    with ThreadPoolExecutor() as pool, psycopg.connect(database_url) as writer:
+        writer.execute("UPDATE streams SET recording_ref = recording_ref")
+        applied = pool.submit(migrate.apply, database_url)
+        while not read(database_url, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'virtualxid'"):
+            assert not applied.done()
+        conn.execute("SET lock_timeout = '50ms'")
+        conn.execute("UPDATE streams SET recording_ref = recording_ref")
+        writer.rollback()
+        assert applied.result() == [name]
+    assert read(database_url, IS_VALID) == [{"indisvalid": True}]
+
+
+def test_an_index_that_was_left_half_built_is_built_anew(folder, database_url):
+    (folder / f"{LAST + 1:04}_more.sql").write_text(INDEX)
+    run(database_url, "CREATE INDEX more ON streams (path)")
+    run(database_url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'more'::regclass")
+    assert len(migrate.apply(database_url)) == 1
+    assert read(database_url, IS_VALID) == [{"indisvalid": True}]
+    assert (
+        "recording_ref" in read(database_url, "SELECT indexdef FROM pg_indexes WHERE indexname = 'more'")[0]["indexdef"]
+    )
+
+
 def test_the_checksum_of_an_edited_file_is_refused(folder, database_url):
     before = read(database_url, LEDGER), read(database_url, SCHEMA)
     with (folder / f"{NAMES[0]}.sql").open("a") as file:
@@ -173,14 +205,22 @@ def test_the_checksum_of_an_edited_file_is_refused(folder, database_url):
     assert (read(database_url, LEDGER), read(database_url, SCHEMA)) == before
 
 
-def test_a_schema_newer_than_this_release_is_refused(database_url, conn):
+def test_a_schema_newer_than_this_release_is_served_and_left_alone(database_url, conn):
+    """While a newer release takes over the older goes on, and comes back where the newer is no good."""
     run(database_url, "INSERT INTO streamorch_migrations (name, checksum) VALUES ('9999_future', 'x')")
     before = read(database_url, LEDGER)
-    for refused in (migrate.apply, migrate.check):
-        with pytest.raises(migrate.SchemaError, match="newer than this release: it has 9999_future"):
-            refused(database_url)
+    with pytest.raises(migrate.SchemaError, match="newer than this release: it has 9999_future"):
+        migrate.apply(database_url)
+    migrate.check(database_url)
+    assert migrate.is_current(conn)
     assert read(database_url, LEDGER) == before
-    assert migrate.is_current(conn)  # while a newer release takes over, the older goes on
+
+
+def test_a_newer_schema_without_one_of_ours_is_not_served(database_url):
+    run(database_url, "INSERT INTO streamorch_migrations (name, checksum) VALUES ('9999_future', 'x')")
+    run(database_url, "DELETE FROM streamorch_migrations WHERE starts_with(name, '0001')")
+    with pytest.raises(migrate.SchemaError, match="0001_tables not applied yet"):
+        migrate.check(database_url)
 
 
 def test_an_old_schema_is_told_with_the_command_that_mends_it(empty_url):
