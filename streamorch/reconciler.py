@@ -50,6 +50,7 @@ _UNKNOWN_KICKS = 5
 _DEAF_SECONDS = 60.0
 _TRIM_SECONDS = 60.0
 _TRIM_ROWS = 1000
+_TRIM_STREAMS = 500
 _MAX_BYTES = 2**63 - 1
 _MAX_ID = 255
 
@@ -505,10 +506,12 @@ class Reconciler:
             return
         epoch = self._keep(conn).epoch
         days, rows = self._settings.decision_days, self._settings.decision_rows
-        most = _led(decisions.trim(conn, epoch, days=days, rows=rows, batch=_TRIM_ROWS))
-        if self._settings.audit_days:
-            most = max(most, _led(audit.trim(conn, epoch, days=self._settings.audit_days, batch=_TRIM_ROWS)))
-        if most < _TRIM_ROWS:
+        is_more = _led(decisions.trim(conn, epoch, days=days, rows=rows, batch=_TRIM_ROWS)) == _TRIM_ROWS
+        if days := self._settings.audit_days:
+            is_more |= _led(audit.trim(conn, epoch, days=days, batch=_TRIM_ROWS)) == _TRIM_ROWS
+        if days := self._settings.history_days:
+            is_more |= _led(streams.trim(conn, epoch, days=days, batch=_TRIM_STREAMS)) == _TRIM_STREAMS
+        if not is_more:
             self._trimmed_at = time.monotonic()
 
     def _note_deafness(self, conn: PatientConnection) -> None:

@@ -71,6 +71,7 @@ class Settings:
     decision_days: int
     decision_rows: int
     audit_days: int
+    history_days: int
     refusals_per_minute: int
     api_writes_per_minute: int
     trusted_proxies: tuple[IPNetwork, ...]
@@ -155,6 +156,7 @@ class Settings:
             decision_days=env.integer("DECISION_DAYS", 30, 1, 3650),
             decision_rows=env.integer("DECISION_ROWS", 200_000, 1000, 100_000_000),
             audit_days=env.integer("AUDIT_DAYS", 365, 0, 36500),
+            history_days=env.integer("HISTORY_DAYS", 0, 0, 36500),
             refusals_per_minute=env.integer("REFUSALS_PER_MINUTE", 600, 0, 1_000_000),
             api_writes_per_minute=env.integer("API_WRITES_PER_MINUTE", 6000, 0, 1_000_000),
             lease_seconds=env.integer("LEASE_SECONDS", 20, 1, 600),

@@ -113,7 +113,7 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     url = request.getfixturevalue("shared_url")
     yield url
     with psycopg.connect(url, autocommit=True) as conn:
-        # No foreign key is looked up: of a stream that would read all others, which have no index by what they replace.
+        # No foreign key is looked up: all that refers to a row goes with it.
         conn.execute("SET session_replication_role = replica")
         for table in (
             "stream_stats",

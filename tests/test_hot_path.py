@@ -520,6 +520,7 @@ def use_reconciliation(conn: Connection, text: str) -> None:
     for number in (1, 2**20):
         decisions.trim(conn, epoch, days=number % 1000, rows=number, batch=number)
         audit.trim(conn, epoch, days=number % 1000, batch=number)
+        streams.trim(conn, epoch, days=number % 1000, batch=number)
     reconciliation.resign(conn, epoch)
 
 

@@ -531,3 +531,13 @@ def page(
 
 def _matching(filters: dict[str, Any]) -> str:
     return "".join(text for name, text in _FILTERS.items() if filters.get(name) is not None)
+
+
+def trim(conn: Connection, epoch: int, *, days: int, batch: int) -> int | None:
+    """Delete at most `batch` streams that ended longer ago; how many that were, None without the lead."""
+    trimmed: int | None = only(
+        conn,
+        "/* streams.trim */ SELECT trim_history_v1(%(epoch)s::bigint, %(days)s, %(batch)s)",
+        {"epoch": epoch, "days": Int4(days), "batch": Int8(batch)},
+    )[0]
+    return trimmed
