@@ -27,7 +27,7 @@ class OldService(Service):
     """The service on a schema without the last file of sql/.
 
     That file adds: what the release before asks for is what we ask for where its schema has it, and what is new is
-    asked for only of API clients, of which there are none. `serve` alone would refuse, and is left out.
+    asked for only with HISTORY_DAYS, which is not set. `serve` alone would refuse, and is left out.
     """
 
     command = tuple(local.service_command())
@@ -103,7 +103,7 @@ def test_a_migration_that_cannot_have_its_lock_stops_nobody_and_is_killed_withou
         psycopg.connect(old.database_url, autocommit=True) as conn,
     ):
         wait_until(lambda: crowd.done["claim"])
-        holder.execute("LOCK TABLE audit IN ROW EXCLUSIVE MODE")
+        holder.execute("LOCK TABLE streams IN ROW EXCLUSIVE MODE")
         begun = time.monotonic()
         killed = old.migrate()
         wait_until(lambda: waits_for_a_lock(conn))
