@@ -156,6 +156,26 @@ def test_a_key_is_disabled_enabled_and_its_hold_lifted(operator, api, encoder, m
     assert encoder.ask(key).status_code == 200
 
 
+def test_a_key_gets_a_new_value_and_the_one_before_works_on(operator, api, encoder, make_key):
+    key = make_key()
+    where = f"/console/keys/{key.id}"
+    made = operator.post(f"{where}/rotate", on=where, overlap_seconds="3600")
+    assert made.status_code == 201
+    value = found(r'<code id="value"[^>]*>(sk_\w+)<', made.text)
+    assert value != key.value
+    assert key.value not in made.text
+    shown = operator.get(where)
+    assert f"…{key.value[-4:]} works until" in text(shown)
+    assert value not in shown.text
+    for each in (key.value, value):
+        assert encoder.ask(each, id=None).status_code == 200
+    assert operator.post(f"{where}/end-overlap", on=where).location == f"{where}?told=key-overlap-over"
+    assert [encoder.ask(each, id=None).status_code for each in (key.value, value)] == [401, 200]
+    assert operator.post(f"{where}/rotate", on=where, overlap_seconds="soon").status_code == 400
+    api.delete(f"/stream-keys/{key.id}")
+    assert operator.post(f"{where}/rotate", on="/console/keys", overlap_seconds="0").status_code == 409
+
+
 def test_who_did_it_stands_in_the_audit_trail(operator, api, make_key):
     key = make_key()
     where = f"/console/keys/{key.id}"
@@ -204,6 +224,7 @@ def test_who_may_only_look_sees_no_form_and_changes_nothing(reader, api, make_ke
         f"/console/keys/{key.id}",
         f"/console/keys/{key.id}/revoke",
         f"/console/keys/{key.id}/disable",
+        f"/console/keys/{key.id}/rotate",
         "/console/broadcasters",
         f"/console/broadcasters/{key.broadcaster_id}/delete",
     ):
@@ -280,6 +301,15 @@ class TestInABrowser:
         page.get_by_label("Path").fill("live/eight")
         page.get_by_role("button", name="Make the key").click()
         page.get_by_role("link", name="To the key").click()
+        page.get_by_role("button", name="New value").click()
+        accessible(page)
+        page.get_by_role("button", name="Keep as it is").click()
+        page.get_by_role("button", name="New value").click()
+        page.get_by_label("The value of now works on for").select_option("an hour")
+        page.get_by_role("button", name="Make the new value").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("The new value")
+        page.get_by_role("link", name="To the key").click()
+        expect(page.get_by_text("works until")).to_be_visible()
         page.get_by_role("button", name="Revoke").click()
         dialog = page.get_by_role("dialog", name="Revoke this key for good?")
         expect(dialog).to_contain_text("Nothing of it is live now.")

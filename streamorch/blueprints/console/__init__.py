@@ -65,6 +65,7 @@ SENTENCES = {
     "key-disable": "The key is disabled, and whoever published with it is cut off.",
     "key-enable": "The key is enabled.",
     "key-lift": "The hold is lifted: the key may publish again.",
+    "key-overlap-over": "The value before lets nobody in any more. Whoever is live with it streams on.",
     "key-revoked": "The key is revoked, and what was live with it has ended.",
     "broadcaster-made": "The broadcaster is made. Give it a key.",
     "broadcaster-changed": "The broadcaster is changed.",

@@ -14,7 +14,7 @@ from streamorch.blueprints import broadcasters as broadcasters_api
 from streamorch.blueprints import stream_keys as stream_keys_api
 from streamorch.blueprints.broadcasters import NewBroadcaster
 from streamorch.blueprints.console import done, moment_of, page, room
-from streamorch.blueprints.stream_keys import RULES, MintedStreamKey, NewStreamKey, StreamKeyChanges
+from streamorch.blueprints.stream_keys import RULES, MintedStreamKey, NewStreamKey, Rotation, StreamKeyChanges
 from streamorch.contract import aside
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import broadcasters, stream_keys, streams
@@ -127,6 +127,24 @@ def switch(stream_key_id: str, what: str) -> Response:
     return done(f"key-{what}", flask.url_for(".show", stream_key_id=wanted))
 
 
+@bp.post("/keys/<stream_key_id>/rotate")
+@aside
+def rotate(stream_key_id: str) -> flask.Response:
+    """Give it a new value, which is shown this once; the one before works on for a while."""
+    given = accepted(Rotation, {"overlap_seconds": _number(flask.request.form.get("overlap_seconds", ""))})
+    minted = stream_keys_api.rotated(identifier(stream_key_id), given.overlap_seconds)
+    return page("key_minted.html", 201, key=minted, codes=_codes(minted))
+
+
+@bp.post("/keys/<stream_key_id>/end-overlap")
+@aside
+def end_overlap(stream_key_id: str) -> Response:
+    """The value before the last rotation lets nobody in any more."""
+    wanted = identifier(stream_key_id)
+    stream_keys_api.changed(wanted, StreamKeyChanges(previous_works_until=None))
+    return done("key-overlap-over", flask.url_for(".show", stream_key_id=wanted))
+
+
 @bp.post("/keys/<stream_key_id>/revoke")
 @aside
 def revoke(stream_key_id: str) -> Response:
@@ -154,6 +172,11 @@ def _shown(wanted: UUID, errors: list[FieldError], status: int) -> flask.Respons
         recent = streams.page(conn, status="ended", filters={"stream_key_id": wanted}, limit=_RECENT, after=None)
     given = flask.request.form if asked().method == "POST" else {}
     return page("key.html", status, key=key, owner=owner, live=live, recent=recent, errors=errors, given=given)
+
+
+def _number(text: str) -> int | str:
+    """What a field for a number holds; as it came when that is none, for the problem to say."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
 
 
 def _wrong(field: str, reason: str) -> Problem:

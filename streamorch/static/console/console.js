@@ -126,6 +126,7 @@ function dialogs() {
   document.addEventListener("click", (event) => {
     const opener = event.target.closest("[data-open]");
     if (opener) document.getElementById(opener.dataset.open).showModal();
+    else if (event.target.closest("[data-close]")) event.target.closest("dialog").close();
     else if (event.target instanceof HTMLDialogElement) event.target.close(); // beside it
   });
 }
