@@ -285,8 +285,11 @@ def accepted(
             if field.required:
                 errors.append(FieldError(field.encode_name, "is required"))
             continue
+        value = members[field.encode_name]
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON has one kind of number, in which 60.0 is 60
         try:
-            read[field.name] = msgspec.convert(members[field.encode_name], hints.get(field.name, field.type))
+            read[field.name] = msgspec.convert(value, hints.get(field.name, field.type))
         except (msgspec.ValidationError, RecursionError) as error:
             errors.append(FieldError(field.encode_name, _reason(error)))
             continue

@@ -23,6 +23,8 @@ _BEYOND_SCHEMAS = {
     "display_name": r"holds a NUL character",
     "recording_ref": r"holds a NUL character",
     "name": r"holds a NUL character",
+    # It goes by the clock.
+    "previous_works_until": r"is more than 30 days from now",
     # Of a publish alone, or of what the publisher is told to put elsewhere.
     "id": r"is empty; null means|holds a NUL|holds a stream key",
     "protocol": r"holds a NUL",
