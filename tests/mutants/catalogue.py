@@ -703,5 +703,48 @@ _ALL = (
         'f"{value} {name} must be a URL',
         ("tests/test_secrets.py",),
     ),
+    # --- what is let go of ---
+    Mutant(
+        "a-stream-that-is-to-be-closed-goes",
+        "sql/0010_history.sql",
+        "          AND (s.kick_requested_at IS NULL OR s.kicked_at IS NOT NULL)\n",
+        "",
+        ("tests/test_history.py::test_a_stream_whose_connection_is_still_to_be_closed_stays_until_it_is",),
+    ),
+    Mutant(
+        "what-an-open-stream-refers-to-is-in-the-way-of-a-batch",
+        "sql/0010_history.sql",
+        "          AND (SELECT bool_or(r.ended_at IS NULL) FROM streams AS r WHERE r.replaces = s.id) IS NOT TRUE\n",
+        "",
+        ("tests/test_history.py::test_an_open_stream_keeps_the_one_it_refers_to",),
+    ),
+    Mutant(
+        "when-a-key-was-last-used-is-forgotten",
+        "sql/0010_history.sql",
+        "    WHERE k.id = ANY (held);",
+        "    WHERE false;",
+        ("tests/test_history.py::test_when_a_key_was_last_used_is_known_afterwards",),
+    ),
+    Mutant(
+        "retention-waits-for-who-holds-a-key",
+        "sql/0010_history.sql",
+        "ORDER BY k.id FOR NO KEY UPDATE SKIP LOCKED);",
+        "ORDER BY k.id FOR NO KEY UPDATE);",
+        ("tests/test_history.py::test_it_waits_for_nobody",),
+    ),
+    Mutant(
+        "each-stream-that-goes-reads-all-others",
+        "sql/0010_history.sql",
+        "CREATE INDEX CONCURRENTLY IF NOT EXISTS streams_by_replaces ON streams (replaces) WHERE replaces IS NOT NULL;\n",
+        "",
+        ("tests/test_history.py::test_a_batch_reads_no_table_from_end_to_end",),
+    ),
+    Mutant(
+        "an-index-half-built-stays-so",
+        "streamorch/repositories/migrate.py",
+        "if conn.execute(_HALF_BUILT, [name]).fetchone():",
+        "if False:",
+        ("tests/repositories/test_migrate.py::test_an_index_that_was_left_half_built_is_built_anew",),
+    ),
 )
 MUTANTS = {mutant.name: mutant for mutant in _ALL}
