@@ -712,7 +712,7 @@ _ALL = (
         ("tests/test_history.py::test_a_stream_whose_connection_is_still_to_be_closed_stays_until_it_is",),
     ),
     Mutant(
-        "what-an-open-stream-refers-to-is-in-the-way-of-a-batch",
+        "a-batch-is-filled-with-what-stays",
         "sql/0010_history.sql",
         "          AND (SELECT bool_or(r.ended_at IS NULL) FROM streams AS r WHERE r.replaces = s.id) IS NOT TRUE\n",
         "",
