@@ -181,6 +181,7 @@ READS: dict[str, tuple[str, Callable[[Scene], Ask]]] = {
     for name, read in {
         "check": lambda conn, one: streams.check(conn, key_hash=bytes(32), node="default", path="live/cam7"),
         "stream": lambda conn, one: streams.get(conn, one),
+        "facts": lambda conn, one: streams.facts(conn, one),
         "version": lambda conn, one: streams.version(conn),
         "live": lambda conn, one: streams.live(conn, {}).items,
         "live filtered": lambda conn, one: streams.live_filtered(conn, {"path": "live/cam7"}),
@@ -423,6 +424,7 @@ def use_streams(conn: Connection, text: str) -> None:
     hook = {"node": "default", "path": text, "source_type": "rtmpConn", "source_id": text}
     streams.start(conn, **hook)
     assert streams.live(conn, {}).items
+    streams.measures(conn)
     streams.end(conn, **hook)
     for grace_seconds in (5, 86400):
         streams.end_on_path(conn, node="default", path=text, grace_seconds=grace_seconds)
@@ -432,6 +434,7 @@ def use_streams(conn: Connection, text: str) -> None:
     streams.update(conn, one, {"recording_ref": None})
     streams.update(conn, one, {"recording_ref": text, "metadata": {"a": text}})
     streams.get(conn, one)
+    streams.facts(conn, one)
     streams.rival(conn, one)
     streams.abandon(conn, one)
     streams.active_on_path(conn, node="default", path=text)

@@ -189,6 +189,24 @@ def test_no_tracks(described):
     assert tracks.in_one_form(described) == []
 
 
+@pytest.mark.parametrize(
+    ("described", "words"),
+    [
+        (None, ""),
+        ('["H264", "MPEG-4 Audio"]', "H264, MPEG-4 Audio"),
+        (
+            '[{"codec": "H264", "codecProps": {"width": 1920, "height": 1080}}, {"codec": "Opus"}]',
+            "H264 1920×1080, Opus",  # noqa: RUF001
+        ),
+        ('[{"codec": "VP8", "codecProps": null}]', "VP8"),
+        ('[{"codec": "AV1", "codecProps": {"width": "wide", "height": 2}}]', "AV1"),
+        ('[{"codec": null, "codecProps": {}}]', ""),
+    ],
+)
+def test_tracks_in_words(described, words):
+    assert tracks.in_words(tracks.in_one_form(described)) == words
+
+
 def test_a_path_without_a_publisher_has_no_publisher(any_version):
     api = client(any_version)
     any_version.idle_path("idle")

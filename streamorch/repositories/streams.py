@@ -128,6 +128,22 @@ class Kick(NamedTuple):
     connection_id: str
 
 
+class Measure(NamedTuple):
+    """What was last measured of a live stream, and lists leave out because it changes all the time."""
+
+    id: str
+    bitrate: int | None
+    tracks: str | None
+
+
+class Facts(NamedTuple):
+    """What is known of the connection of a stream and of its key, beside what the stream itself shows."""
+
+    user_agent: str | None
+    hint: str
+    moved_at: str | None
+
+
 class LiveItem(NamedTuple):
     """A live stream by its mark: its path, and what lists show of it as a JSON object, the URLs left out."""
 
@@ -496,6 +512,34 @@ def live(conn: Connection, known: Container[str]) -> LiveList:
         ids = [mark[:_ID_LENGTH] for mark in marks if mark not in known]
         rows = conn.execute(_LIVE_ITEMS, {"ids": "\n".join(ids)}).fetchall() if ids else []
     return LiveList(version, changed_at, marks, [LiveItem(*row) for row in rows])
+
+
+def measures(conn: Connection) -> list[Measure]:
+    """What was last measured of each live stream, in no order; those that nobody measures are left out."""
+    with conn.cursor(row_factory=class_row(Measure)) as cursor:
+        return cursor.execute(
+            """/* streams.measures */
+            SELECT t.stream_id::text AS id, t.bitrate, t.tracks
+            FROM streams AS s
+            JOIN stream_stats AS t ON t.stream_id = s.id
+            WHERE s.ended_at IS NULL AND s.started_at IS NOT NULL AND t.media IS NOT NULL
+            """
+        ).fetchall()
+
+
+def facts(conn: Connection, stream_id: UUID) -> Facts | None:
+    """What else is known of a stream in whatever state, or None. `moved_at`: when bytes last came in."""
+    with conn.cursor(row_factory=class_row(Facts)) as cursor:
+        return cursor.execute(
+            """/* streams.facts */
+            SELECT s.user_agent, k.hint, rfc3339_v1(t.moved_at) AS moved_at
+            FROM streams AS s
+            JOIN stream_keys AS k ON k.id = s.stream_key_id
+            LEFT JOIN stream_stats AS t ON t.stream_id = s.id
+            WHERE s.id = %(id)s
+            """,
+            {"id": stream_id},
+        ).fetchone()
 
 
 def live_filtered(conn: Connection, filters: dict[str, Any]) -> list[Stream]:

@@ -10,7 +10,7 @@ import pytest
 
 from streamorch import keys
 from streamorch.repositories import streams
-from tests.blueprints import NOW, PAST, only, rows
+from tests.blueprints import NOW, PAST, only, rows, text_of
 
 COLUMNS = (
     "id",
@@ -335,3 +335,37 @@ def test_update_tells_what_it_found(conn, make_key):
     assert streams.update(conn, stream_id, {"recording_ref": "x"}) == "updated"
     assert streams.update(conn, uuid.uuid4(), {}) == "not-found"
     assert streams.get(conn, uuid.uuid4()) is None
+
+
+def measured(conn, stream_id, **columns):
+    """What the reconciler has written of a stream."""
+    row = {"media": "flowing", "bitrate": 4_200_000, "tracks": '["H264"]', "moved_at": NOW} | columns
+    conn.execute(
+        """INSERT INTO stream_stats (stream_id, media, bitrate, tracks, moved_at)
+        VALUES (%(id)s, %(media)s, %(bitrate)s, %(tracks)s, %(moved_at)s)""",
+        row | {"id": stream_id},
+    )
+
+
+def test_measures_are_of_what_is_live_and_measured(insert, make_key, conn):
+    live, unseen = (insert(make_key(), path=path, auth_id=path, **ACTIVE) for path in ("live/a", "live/b"))
+    ended, pending = (
+        insert(make_key(), path=path, auth_id=path, **state) for path, state in (("live/c", ENDED), ("live/d", PENDING))
+    )
+    insert(make_key(), path="live/e", auth_id="e", **ACTIVE)  # no row of its own yet
+    for one in (live, ended, pending):
+        measured(conn, one)
+    measured(conn, unseen, media=None)  # its media server does not answer
+    assert streams.measures(conn) == [streams.Measure(str(live), 4_200_000, '["H264"]')]
+
+
+def test_facts_are_of_any_stream(insert, make_key, conn):
+    key = make_key()
+    one, other = insert(key, auth_id="a"), insert(make_key(), auth_id="b", path="live/b", **PENDING)
+    conn.execute("UPDATE streams SET user_agent = 'OBS' WHERE id = %s", [one])
+    measured(conn, one)
+    assert streams.facts(conn, one) == streams.Facts("OBS", key.value[-4:], text_of(NOW))
+    found = streams.facts(conn, other)
+    assert found is not None
+    assert (found.user_agent, found.moved_at) == (None, None)
+    assert streams.facts(conn, uuid.uuid4()) is None
