@@ -82,10 +82,15 @@ def _members(stream: Stream, media_urls: MediaURLs) -> dict[str, Any]:
     return listed | {"urls": urls.playback(media_urls, stream.path)}
 
 
+def owner(stream: Stream) -> Owner:
+    """The broadcaster of a stream."""
+    # It comes from the database as bytes, which go out as they are.
+    return msgspec.json.decode(msgspec.json.encode(stream.broadcaster), type=Owner)
+
+
 def broadcaster_name(stream: Stream) -> str:
     """The name of the broadcaster of a stream."""
-    # It comes from the database as bytes, which go out as they are.
-    return msgspec.json.decode(msgspec.json.encode(stream.broadcaster), type=Owner).display_name
+    return owner(stream).display_name
 
 
 def media_server(node: Node) -> MediaServer:

@@ -218,13 +218,7 @@ def stop(stream_id: str) -> flask.Response:
 
     204, and 204 again: it has ended, its connection is closed, and its key is on hold for `hold_seconds`.
     """
-    wanted = identifier(stream_id)
-    hold_seconds = query(Hold).hold_seconds
-    with service().database.connection(actor=actor()) as conn:
-        outcome = streams.stop(conn, wanted, hold_seconds=hold_seconds)
-    if outcome == "not-found":
-        raise Problem("not-found", "no such stream")
-    service().kicker.cut_off(stream_id=wanted)
+    end(identifier(stream_id), hold_seconds=query(Hold).hold_seconds)
     return no_content()
 
 
@@ -250,6 +244,16 @@ def events(stream_id: str) -> flask.Response:
         raise Problem("not-found", "no such stream")
     items, cursor = one_page(found, asked_for.limit, bound, lambda item: (item.at, item.id))
     return answer(EventPage(items, len(items), cursor))
+
+
+def end(wanted: UUID, *, hold_seconds: int) -> bool:
+    """Stop this stream and hold its key; False when it had ended already. Problem `not-found`."""
+    with service().database.connection(actor=actor()) as conn:
+        outcome = streams.stop(conn, wanted, hold_seconds=hold_seconds)
+    if outcome == "not-found":
+        raise Problem("not-found", "no such stream")
+    service().kicker.cut_off(stream_id=wanted)
+    return outcome == "stopped"
 
 
 def _one(stream: streams.Stream | None) -> flask.Response:
