@@ -30,6 +30,7 @@ _PREFLIGHT_HEADERS = (
 )
 # Asked often, and told by lines of their own or of no interest: their access line is for debugging.
 _QUIET = ("/auth", "/webhook/ready", "/webhook/not-ready", "/streams", "/livez", "/readyz", "/health", "/metrics")
+_QUIET_BELOW = ("/console/live", "/console/measures", "/console/alive", "/console/now/")
 
 
 class Fast(NamedTuple):
@@ -141,7 +142,7 @@ class Edge:
         if self.metrics is not None:
             self.metrics.answered(request, route, status)
         # (Too many requests would be too many lines.)
-        quiet = status == 429 or (status < 500 and request.path in _QUIET)
+        quiet = status == 429 or (status < 500 and (request.path in _QUIET or request.path.startswith(_QUIET_BELOW)))
         level = logging.DEBUG if quiet else logging.INFO
         if log.isEnabledFor(level):
             log.log(

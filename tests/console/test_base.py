@@ -72,7 +72,7 @@ def test_colours_follow_the_system_until_they_are_chosen(scheme, open_page, acce
 
 
 def test_an_outage_is_told_and_over_again(open_page):
-    page = open_page()
+    page = open_page("/console/nowhere")
     banner = page.get_by_role("alert")
     page.route("**/console/alive", lambda route: route.fulfill(status=503, body="{}"))
     expect(banner).to_contain_text("The database does not answer")

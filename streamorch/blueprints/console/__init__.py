@@ -73,6 +73,8 @@ SENTENCES = {
     "broadcaster-enable": "The broadcaster may publish again.",
     "broadcaster-deleted": "The broadcaster is deleted, and its keys are revoked.",
     "session-over": "Your session is over. Sign in again: nothing was changed.",
+    "stream-stopped": "The stream is stopped, and its key is refused for a while.",
+    "stream-had-ended": "The stream had ended already.",
 }
 
 
