@@ -30,6 +30,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--autoplay-policy=no-user-gesture-required",
+    # Two pages of one browser find each other without a name service of the network.
+    "--disable-features=WebRtcHideLocalIpsWithMdns",
 )
 
 
