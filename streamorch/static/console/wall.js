@@ -94,8 +94,7 @@ class Tile {
     write(this.tracks, this.described ?? "");
     if (!this.samples.length) return;
     const most = Math.max(1, ...this.samples);
-    const from = SAMPLES - this.samples.length;
-    const points = this.samples.map((bits, at) => `${from + at},${(15.5 - (15 * bits) / most).toFixed(1)}`).join(" ");
+    const points = this.samples.map((bits, at) => `${at},${(15.5 - (15 * bits) / most).toFixed(1)}`).join(" ");
     if (this.line.getAttribute("points") !== points) this.line.setAttribute("points", points);
   }
 }
