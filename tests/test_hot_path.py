@@ -323,8 +323,10 @@ def use_everything(conn: Connection) -> None:
     migrate.is_current(conn)
     diagnosis.state(conn)
     tail.pulse(conn)
+    reconciliation.leader(conn)
     for stream_ids in ([], [uuid.uuid4()] * 3):
         streams.several(conn, stream_ids)
+        stream_keys.several(conn, stream_ids)
         tail.states(conn, since="2026-01-31T12:00:00.000000Z")
         tail.states_of(conn, stream_ids, since="2026-01-31T12:00:00.000000Z")
 

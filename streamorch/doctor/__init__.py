@@ -13,7 +13,7 @@ import msgspec
 from streamorch.doctor import asking, hooks, media, own, public
 from streamorch.doctor.facts import Absent, Facts, Finding, Health, Verdict
 from streamorch.doctor.verdicts import secrets_of, without_secrets, wrong
-from streamorch.settings import SettingError
+from streamorch.settings import SettingError, Settings
 
 
 class Check(NamedTuple):
@@ -64,6 +64,11 @@ _LACKS = {
 def examine(environ: Mapping[str, str]) -> list[Finding]:
     """Ask everybody, and judge. Returns within ten seconds."""
     return judge(asking.facts(environ))
+
+
+def examine_running(settings: Settings) -> list[Finding]:
+    """The same for a service that runs with these settings."""
+    return judge(asking.facts_of(settings))
 
 
 def judge(facts: Facts) -> list[Finding]:

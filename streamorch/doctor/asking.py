@@ -47,6 +47,11 @@ def facts(environ: Mapping[str, str]) -> Facts:
         settings = Settings.from_env(environ if has_database else {**environ, "DATABASE_URL": "postgresql:///unknown"})
     except SettingError as error:
         return Facts(settings=Absent(str(error)))
+    return facts_of(settings, has_database=has_database)
+
+
+def facts_of(settings: Settings, *, has_database: bool = True) -> Facts:
+    """What there is to know with these settings, without a look at the environment."""
     bases = {name: base for name, base in asdict(settings.media_urls).items() if base}
     answers = at_once(
         {

@@ -18,6 +18,13 @@ class Lead(NamedTuple):
     moment: datetime
 
 
+class Leader(NamedTuple):
+    """Does any process lead, and in which epoch, the last one if none does?"""
+
+    epoch: int
+    is_there: bool
+
+
 class Change(msgspec.Struct, frozen=True):
     """What became of a stream: `what` is 'active' or an end_reason."""
 
@@ -77,6 +84,18 @@ def lead(conn: Connection, *, holder: str, seconds: float, force: bool = False) 
         {"holder": holder, "seconds": float(seconds), "force": force},
     )
     return None if epoch is None else Lead(epoch, moment)
+
+
+def leader(conn: Connection) -> Leader:
+    """Who has the lead, as far as others are to know."""
+    return Leader(
+        *only(
+            conn,
+            """/* reconciliation.leader */
+            SELECT l.epoch, l.expires_at > clock_timestamp() FROM leaders AS l WHERE l.name = 'reconciler'
+            """,
+        )
+    )
 
 
 def resign(conn: Connection, epoch: int) -> None:

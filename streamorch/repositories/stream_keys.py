@@ -1,5 +1,6 @@
 """Stream keys: the credentials that let an encoder publish. Their values are never stored."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -84,6 +85,7 @@ _SHOWN = """
     WHERE b.deleted_at IS NULL
 """
 _GET = "/* stream_keys.get */" + _SHOWN + "AND k.id = %(id)s"
+_SEVERAL = "/* stream_keys.several */" + _SHOWN + "AND k.id = ANY (lines_v1(%(ids)s)::uuid[])"
 _FILTERS = {
     "broadcaster_id": " AND k.broadcaster_id = %(broadcaster_id)s",
     "after_id": " AND (k.created_at, k.id) < (%(after_time)s::timestamptz, %(after_id)s::uuid)",
@@ -99,6 +101,12 @@ def get(conn: Connection, stream_key_id: UUID) -> StreamKey | None:
     """The key, or None when there is none or its broadcaster was deleted."""
     with conn.cursor(row_factory=class_row(StreamKey)) as cursor:
         return cursor.execute(_GET, {"id": stream_key_id}).fetchone()
+
+
+def several(conn: Connection, stream_key_ids: Iterable[UUID]) -> list[StreamKey]:
+    """Those of these keys that there are, in no order."""
+    with conn.cursor(row_factory=class_row(StreamKey)) as cursor:
+        return cursor.execute(_SEVERAL, {"ids": "\n".join(map(str, stream_key_ids))}).fetchall()
 
 
 def page(
