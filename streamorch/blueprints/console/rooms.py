@@ -1,5 +1,5 @@
 """The rooms of the console, for the application."""
 
-from streamorch.blueprints.console import broadcasters, door, keys, streams, wall
+from streamorch.blueprints.console import broadcasters, door, keys, refusals, streams, wall
 
-ROOMS = (door.bp, keys.bp, broadcasters.bp, streams.bp, wall.bp)
+ROOMS = (door.bp, keys.bp, broadcasters.bp, streams.bp, refusals.bp, wall.bp)

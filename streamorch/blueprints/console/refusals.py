@@ -1,0 +1,124 @@
+"""Refusals: who was not let in and why, as it happens, so that a caller can be helped on the phone."""
+
+import hashlib
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import flask
+import msgspec
+
+from streamorch import problems
+from streamorch.blueprints import Cursor, Word, after, invalid, one_page, query, service
+from streamorch.blueprints.console import data, lists, page, refused, room
+from streamorch.contract import aside
+from streamorch.repositories import Connection, broadcasters, decisions, stream_keys, streams
+from streamorch.repositories.decisions import GRANTED, REFUSED, Decision
+from streamorch.repositories.stream_keys import StreamKey
+
+bp = room("refusals")
+
+_PAGE = 50
+_EVERYTHING = "all"
+
+
+class WhichDecisions(msgspec.Struct, frozen=True):
+    """The query of the list, and of what is new in it."""
+
+    outcome: Word = REFUSED
+    path: Word | None = None
+    address: Word | None = None
+    stream_key_id: UUID | None = None
+    cursor: Cursor | None = None
+
+    def filters(self) -> dict[str, Any]:
+        """As the repository has them; Problem `invalid-request` of an outcome that there is not."""
+        if self.outcome not in (_EVERYTHING, GRANTED, REFUSED, *problems.TABLE):
+            raise invalid("outcome", "is no reason that there is")
+        return {
+            "outcome": None if self.outcome == _EVERYTHING else self.outcome,
+            "path": self.path and self.path.strip(),
+            "remote_address": self.address and self.address.strip(),
+            "stream_key_id": self.stream_key_id,
+        }
+
+
+class Row(NamedTuple):
+    """A decision, and what a person wants to know of it; `rival` is the path of the stream in the way, if known."""
+
+    decision: Decision
+    why: refused.Why
+    advice: problems.Kind | None
+    key: StreamKey | None
+    owner: str | None
+    rival: str | None
+
+
+@bp.get("/refusals")
+@aside
+def index() -> flask.Response:
+    """A page of decisions, newest first."""
+    wanted = query(WhichDecisions)
+    filters = wanted.filters()
+    last = after(wanted.cursor, filters)
+    with service().database.connection() as conn:
+        found = _page(conn, filters, last)
+        shown, cursor = one_page(found, _PAGE, filters, lambda decision: (decision.decided_at, decision.id))
+        rows = _rows(conn, shown)
+        choices = lists.key_choices(conn, broadcaster_id=None, chosen=wanted.stream_key_id)
+    return page(
+        "refusals.html",
+        rows=rows,
+        cursor=cursor,
+        wanted=wanted,
+        is_filtered=bool(lists.filters_of_page()),
+        keys=choices,
+        reasons={slug: problems.TABLE[slug].title for slug in refused.REASONS},
+        news=flask.url_for(".news", **lists.filters_of_page()) if last is None else None,
+        days=service().settings.decision_days,
+        stream_url=lists.stream_url,
+    )
+
+
+@bp.get("/refusals/news")
+@aside
+def news() -> flask.Response:
+    """The first page for the script of an open one: its rows as HTML, or 304."""
+    filters = query(WhichDecisions).filters()
+    with service().database.connection() as conn:
+        # Not what came after the newest that the page has: while the database was away, older ones waited.
+        shown = _page(conn, filters, None)[:_PAGE]
+        told = "".join(f"{decision.id} {decision.left_out}\n" for decision in shown)
+        tag = hashlib.sha256(told.encode()).hexdigest()[:32]
+        if flask.request.if_none_match.contains_weak(tag):
+            made = flask.Response(status=304)
+        else:
+            rows = _rows(conn, shown)
+            html = flask.render_template("console/refusal_rows.html", rows=rows, stream_url=lists.stream_url)
+            made = data({"rows": html})
+    made.set_etag(tag, weak=True)
+    return made
+
+
+def _page(conn: Connection, filters: dict[str, Any], last: tuple[str, str] | None) -> list[Decision]:
+    days = service().settings.decision_days
+    return decisions.page(conn, filters=filters, days=days, limit=_PAGE + 1, after=last)
+
+
+def _rows(conn: Connection, shown: list[Decision]) -> list[Row]:
+    key_ids = {decision.stream_key_id for decision in shown if decision.stream_key_id}
+    rival_ids = {decision.rival_id for decision in shown if decision.rival_id}
+    keys = {key.id: key for key in stream_keys.several(conn, key_ids)} if key_ids else {}
+    names = broadcasters.names(conn, {key.broadcaster_id for key in keys.values()}) if keys else {}
+    rivals = {stream.id: stream.path for stream in streams.several(conn, rival_ids)} if rival_ids else {}
+    return [
+        Row(
+            decision,
+            refused.why(decision, key),
+            refused.advice(decision),
+            key,
+            names.get(key.broadcaster_id) if key else None,
+            rivals.get(decision.rival_id) if decision.rival_id else None,
+        )
+        for decision in shown
+        for key in [keys.get(decision.stream_key_id) if decision.stream_key_id else None]
+    ]
