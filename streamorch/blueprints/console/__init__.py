@@ -56,6 +56,7 @@ NAVIGATION = (
     Entry("console_wall.index", "Live", "l"),
     Entry("console_keys.index", "Keys", "k"),
     Entry("console_broadcasters.index", "Broadcasters", "b"),
+    Entry("console_history.index", "History", "h"),
     Entry("console_refusals.index", "Refusals", "r"),
 )
 

@@ -1,0 +1,151 @@
+"""History: what was live, who it was and why it ended, as a list and as CSV."""
+
+import csv
+import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import flask
+import msgspec
+
+from streamorch import keys
+from streamorch.blueprints import Cursor, Service, Word, after, one_page, query, service
+from streamorch.blueprints.console import lists, page, room, words
+from streamorch.contract import aside
+from streamorch.repositories import broadcasters, streams
+from streamorch.repositories.streams import Stream
+
+bp = room("history")
+
+_PAGE = 100
+# Of an export: rows at most, and how many are in memory at once.
+MOST = 100_000
+_BATCH = 500
+
+COLUMNS = (
+    *("stream_id", "path", "broadcaster", "broadcaster_id", "key_label", "stream_key_id", "protocol", "node"),
+    *("status", "claimed_at", "started_at", "ended_at", "duration_seconds", "end_reason", "remote_address"),
+    "recording_ref",
+)
+# What a spreadsheet may take for the beginning of a formula; the last four are theirs in East Asian scripts.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# Without it, spreadsheets take UTF-8 for something else.
+_MARK = "\ufeff"
+
+Filters = dict[str, Any]
+
+
+class WhichStreams(msgspec.Struct, frozen=True):
+    """The query of the list and of its export."""
+
+    status: streams.Status = "ended"
+    broadcaster_id: UUID | None = None
+    stream_key_id: UUID | None = None
+    path: Word | None = None
+    end_reason: streams.EndReason | None = None
+    since: Word | None = None
+    until: Word | None = None
+    cursor: Cursor | None = None
+
+    def filters(self) -> Filters:
+        """As the repository has them."""
+        given = {name: getattr(self, name) for name in ("broadcaster_id", "stream_key_id", "path", "end_reason")}
+        return given | {"since": lists.moment("since", self.since), "until": lists.moment("until", self.until)}
+
+
+@bp.get("/history")
+@aside
+def index() -> flask.Response:
+    """A page of streams, last claimed first."""
+    wanted = query(WhichStreams)
+    filters = wanted.filters()
+    bound = filters | {"status": wanted.status}
+    last = after(wanted.cursor, bound)
+    with service().database.connection() as conn:
+        found = streams.page(conn, status=wanted.status, filters=filters, limit=_PAGE + 1, after=last)
+        owners = broadcasters.page(conn, limit=lists.CHOICES, after=None)
+        choices = lists.key_choices(conn, broadcaster_id=wanted.broadcaster_id, chosen=wanted.stream_key_id)
+    shown, cursor = one_page(found, _PAGE, bound, lambda stream: (stream.claimed_at, stream.id))
+    return page(
+        "history.html",
+        rows=[(stream, _owner(stream)) for stream in shown],
+        cursor=cursor,
+        wanted=wanted,
+        filters=filters,
+        is_filtered=bool(lists.filters_of_page()),
+        owners=owners,
+        keys=choices,
+        reasons=words.ENDED,
+        export=flask.url_for(".export", **lists.filters_of_page()),
+        most=f"{MOST:,}",
+    )
+
+
+def _owner(stream: Stream) -> streams.Owner:
+    # It comes from the database as bytes, which the API sends on as they are.
+    return msgspec.json.decode(msgspec.json.encode(stream.broadcaster), type=streams.Owner)
+
+
+@bp.get("/history.csv")
+@aside
+def export() -> flask.Response:
+    """What the filters find, as CSV: pages of it one after another, so that it is never in memory as a whole."""
+    wanted = query(WhichStreams)
+    filters = wanted.filters()
+    of = service()
+    # Before the answer begins, while a problem can still be told.
+    first = _batch(of, wanted.status, filters, None)
+    made = flask.Response(_lines(of, wanted.status, filters, first), content_type="text/csv; charset=utf-8")
+    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    made.headers["Content-Disposition"] = f'attachment; filename="streams-{moment}.csv"'
+    made.headers["Cache-Control"] = "no-store"
+    made.headers["X-Content-Type-Options"] = "nosniff"
+    return made
+
+
+def _batch(of: Service, status: streams.Status, filters: Filters, last: Stream | None) -> list[Stream]:
+    place = (last.claimed_at, str(last.id)) if last else None
+    return of.database.run(partial(streams.page, status=status, filters=filters, limit=_BATCH, after=place))
+
+
+def _lines(of: Service, status: streams.Status, filters: Filters, first: list[Stream]) -> Iterator[bytes]:
+    """The file, a batch at a time; a last line says so when it has not all of it."""
+    yield (_MARK + _csv([COLUMNS])).encode()
+    batch, count = first, 0
+    while batch:
+        count += len(batch)
+        yield _csv(map(_row, batch)).encode()
+        if len(batch) < _BATCH:
+            return
+        last = batch[-1]
+        batch = _batch(of, status, filters, last)
+        if batch and count >= MOST:
+            yield _csv([[f"only the newest {MOST}: for the rest, ask for what is before {last.claimed_at}"]]).encode()
+            return
+
+
+def _row(stream: Stream) -> list[str]:
+    owner = _owner(stream)
+    return [
+        cell(value)
+        for value in (
+            *(stream.id, stream.path, owner.display_name, owner.id, stream.label, stream.stream_key_id),
+            *(stream.protocol, stream.node, stream.status, stream.claimed_at, stream.started_at, stream.ended_at),
+            *(stream.duration_seconds, stream.end_reason, stream.remote_address, stream.recording_ref),
+        )
+    ]
+
+
+def cell(value: object) -> str:
+    """A value as text that no spreadsheet runs: a quote stands before what it would take for a formula."""
+    text = keys.redact("" if value is None else str(value))
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def _csv(rows: Any) -> str:
+    made = io.StringIO()
+    csv.writer(made).writerows(rows)
+    return made.getvalue()
