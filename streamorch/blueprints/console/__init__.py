@@ -58,6 +58,7 @@ NAVIGATION = (
     Entry("console_broadcasters.index", "Broadcasters", "b"),
     Entry("console_history.index", "History", "h"),
     Entry("console_refusals.index", "Refusals", "r"),
+    Entry("console_system.index", "System", "s"),
 )
 
 # What is said on the page after something was done.
