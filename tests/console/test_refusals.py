@@ -59,6 +59,15 @@ def test_before_anybody_was_refused_the_page_says_what_will_be_there(operator):
     assert "Nobody was refused" in operator.get(WHERE).text
 
 
+def test_a_value_that_was_replaced_is_told_from_a_key_that_was_revoked(operator, encoder, api, make_key):
+    key = make_key()
+    assert api.post(f"/stream-keys/{key.id}/rotate", json={"overlap_seconds": 0}).status_code == 201
+    assert encoder.ask(key).status_code == 401
+    eventually(lambda: api.get("/decisions?outcome=refused").json["decisions"])
+    shown = text(operator.get(WHERE))
+    assert re.search(r"The encoder has a value of the key that was replaced at \d{4}-\d\d-\d\d \d\d:", shown), shown
+
+
 @pytest.mark.parametrize("reason", REASONS)
 def test_each_reason_is_a_sentence_with_what_to_do(reason, operator, encoder, api, make_key, make_broadcaster):
     key = REASONS[reason](make_key=make_key, make_broadcaster=make_broadcaster, media_server=encoder)

@@ -196,7 +196,7 @@ def page(name: str, status: int = 200, **told: object) -> flask.Response:
         "sentence": SENTENCES.get(flask.request.args.get("told", "")),
         "version": __version__,
         "with_cursor": with_cursor,
-        "stream_url": _stream_url,
+        "stream_url": stream_url,
         "duration": lambda seconds: "" if seconds is None else tables.duration(seconds),
         "reason": words.ended,
         "as_text": lambda raw: bytes(raw).decode(),
@@ -215,8 +215,9 @@ def data(told: object) -> flask.Response:
     return made
 
 
-def _stream_url(stream_id: UUID) -> str:
-    return f"{flask.request.script_root}{PREFIX}/streams/{stream_id}"
+def stream_url(stream_id: UUID) -> str:
+    """Where the page of a stream is."""
+    return flask.url_for("console_streams.show", stream_id=stream_id)
 
 
 def with_cursor(cursor: str) -> str:

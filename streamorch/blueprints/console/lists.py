@@ -8,7 +8,7 @@ import flask
 
 from streamorch import moments
 from streamorch.blueprints import invalid
-from streamorch.blueprints.console import PREFIX, moment_of
+from streamorch.blueprints.console import moment_of
 from streamorch.repositories import Connection, broadcasters, stream_keys
 
 # So many a select still shows; of more, those that were made last.
@@ -35,11 +35,6 @@ def key_choices(conn: Connection, *, broadcaster_id: UUID | None, chosen: UUID |
         (key.id, f"{names[key.broadcaster_id]} · {f'{key.label} ' if key.label else ''}…{key.hint}") for key in found
     ]
     return sorted(named, key=lambda one: one[1].casefold())
-
-
-def stream_url(stream_id: UUID) -> str:
-    """Where the page of a stream is."""
-    return f"{flask.request.script_root}{PREFIX}/streams/{stream_id}"
 
 
 def filters_of_page() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import msgspec
 
 from streamorch import problems
 from streamorch.blueprints import Cursor, Word, after, invalid, one_page, query, service
-from streamorch.blueprints.console import data, lists, page, refused, room
+from streamorch.blueprints.console import data, lists, page, refused, room, stream_url
 from streamorch.contract import aside
 from streamorch.repositories import Connection, broadcasters, decisions, stream_keys, streams
 from streamorch.repositories.decisions import GRANTED, REFUSED, Decision
@@ -75,7 +75,6 @@ def index() -> flask.Response:
         reasons={slug: problems.TABLE[slug].title for slug in refused.REASONS},
         news=flask.url_for(".news", **lists.filters_of_page()) if last is None else None,
         days=service().settings.decision_days,
-        stream_url=lists.stream_url,
     )
 
 
@@ -93,7 +92,7 @@ def news() -> flask.Response:
             made = flask.Response(status=304)
         else:
             rows = _rows(conn, shown)
-            html = flask.render_template("console/refusal_rows.html", rows=rows, stream_url=lists.stream_url)
+            html = flask.render_template("console/refusal_rows.html", rows=rows, stream_url=stream_url)
             made = data({"rows": html})
     made.set_etag(tag, weak=True)
     return made

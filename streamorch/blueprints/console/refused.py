@@ -33,8 +33,10 @@ def why(decision: Decision, key: StreamKey | None) -> Why:
         case "invalid-stream-key":
             return Why("There is no such key.")
         case "stream-key-revoked":
-            if key is None or key.revoked_at is None:
+            if key is None:
                 return Why("The key was revoked.")
+            if key.revoked_at is None:
+                return Why("The encoder has a value of the key that was replaced at {}.", key.rotated_at)
             return Why("The key was revoked at {}.", key.revoked_at)
         case "stream-key-expired":
             return _expired(key)

@@ -14,7 +14,7 @@ import psycopg
 
 from streamorch import __version__, doctor, keys
 from streamorch.blueprints import Cursor, Service, Word, after, one_page, query, service
-from streamorch.blueprints.console import data, lists, operator, page, room
+from streamorch.blueprints.console import data, operator, page, room, stream_url
 from streamorch.contract import aside
 from streamorch.doctor.facts import Finding, Health
 from streamorch.doctor.verdicts import shown as without_credentials
@@ -259,7 +259,7 @@ def _subject_url(change: Change) -> str | None:
     """Where the page of what was changed is, if it has one."""
     match change.kind:
         case "stream":
-            return lists.stream_url(change.subject_id)
+            return stream_url(change.subject_id)
         case "stream_key":
             return flask.url_for("console_keys.show", stream_key_id=change.subject_id)
         case "broadcaster":
