@@ -43,6 +43,8 @@ _BREAKER_SECONDS = 0.25
 _FIRST_CONNECTION_SECONDS = 1.0
 _IDLE_CHECK_SECONDS = 30.0
 _MAX_LIFETIME_SECONDS = 3600.0
+# All there are, and filters in many combinations. At psycopg's 100 those of a claim would make room for lists.
+_MOST_PREPARED = 500
 _OPTIONS: dict[str, Any] = {
     "autocommit": True,
     "prepare_threshold": 0,
@@ -271,6 +273,7 @@ def ping(conn: Connection) -> None:
 
 
 def _configure(conn: Connection) -> None:
+    conn.prepared_max = _MOST_PREPARED
     # TimeZone is reported by the server, so a pooler that keeps track of parameters keeps this one.
     conn.execute("SET TimeZone TO 'UTC'", prepare=False)
     # A jsonb goes from PostgreSQL to the client as it is.
