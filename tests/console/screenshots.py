@@ -5,6 +5,7 @@ It needs a MediaMTX (MEDIAMTX_BIN, or on PATH), ffmpeg and Chromium; everything 
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -145,7 +146,9 @@ def main() -> None:
     if not found or not CHROMIUM:
         sys.exit("screenshots: needs MediaMTX (MEDIAMTX_BIN, or on PATH), ffmpeg and Chromium")
     OUT.mkdir(parents=True, exist_ok=True)
-    world = World(found[0], Path("none"))
+    folder = Path(tempfile.gettempdir(), "streamorch")  # which the page of the system shows
+    folder.mkdir()
+    world = World(found[0], Path("none"), folder)
     try:
         with a_day(world) as ids, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
