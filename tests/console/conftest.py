@@ -24,6 +24,7 @@ CHROMIUM = os.environ.get("CHROMIUM_BIN") or shutil.which("chromium")
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # which is small in containers
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
