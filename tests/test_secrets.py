@@ -10,6 +10,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -262,10 +263,45 @@ def live(life: Life) -> None:
     assert life.ask(life.replaced_key) == 401
     life.call("GET", "/audit")
     life.call("GET", "/decisions")
+    look_at_the_console(life, made["id"], broadcaster)
     life.call("DELETE", f"/stream-keys/{made['id']}")
     assert life.ask(life.key) == 401
     life.call("DELETE", f"/api-clients/{client['id']}")
     until(lambda: life.call("GET", "/nodes", headers={"Authorization": f"Bearer {life.client}"}).status_code == 401)
+
+
+def look_at_the_console(life: Life, stream_key_id: str, broadcaster_id: str) -> None:
+    """Every page of it; wrong secrets at its door, and secrets where none belongs."""
+    for secret, status in ((life.key, 401), (STRAY_SECRET, 401), (life.client, 303), (API_SECRET, 303)):
+        door = life.call("GET", "/console/sign-in")
+        token = re.search(r'name="token" value="(\w+)"', door.text)
+        assert token
+        form = {"secret": secret, "token": token[1], "next": f"/console?told={life.key}"}
+        cookie = {"Cookie": door.headers["Set-Cookie"].partition(";")[0]}
+        entered = life.call("POST", "/console/sign-in", headers=cookie, data=form, allow_redirects=False)
+        assert entered.status_code == status
+    cookie = {"Cookie": entered.headers["Set-Cookie"].partition(";")[0]}
+    stream_id = life.call("GET", f"/streams?status=all&stream_key_id={stream_key_id}").json()["streams"][0]["id"]
+    pages = (
+        "",
+        "/live",
+        "/measures",
+        "/keys",
+        "/keys/new",
+        "/broadcasters",
+        "/history",
+        "/refusals",
+        "/system",
+        "/none",
+    )
+    details = (f"/keys/{stream_key_id}", f"/broadcasters/{broadcaster_id}", f"/streams/{stream_id}")
+    for page in (*pages, *details, "/history.csv", f"/keys/{life.key}", f"/history?path={life.key}"):
+        life.call("GET", f"/console{page}", headers=cookie)
+    shown = life.call("GET", f"/console/keys/{stream_key_id}", headers=cookie)
+    token = re.search(r'name="token" value="(\w+)"', shown.text)
+    assert token
+    for fields in ({"label": life.key}, {"path": life.key}, {"expires_at": life.key}, {"secret": life.key}):
+        life.call("POST", "/console/keys/new", headers=cookie, data={"token": token[1], **fields})
 
 
 def use_a_client(life: Life, client_id: str) -> None:

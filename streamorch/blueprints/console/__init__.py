@@ -36,6 +36,7 @@ from streamorch.blueprints.console import sessions, words
 from streamorch.blueprints.console.sessions import Session
 from streamorch.callers import API_SECRET, Caller
 from streamorch.exchange import Request
+from streamorch.keys import redact
 from streamorch.problems import Problem
 from streamorch.settings import MediaURLs
 
@@ -233,6 +234,11 @@ def done(sentence: str, url: str) -> Response:
     return flask.redirect(f"{url}{'&' if '?' in url else '?'}told={sentence}", 303)
 
 
+def typed() -> dict[str, str]:
+    """What was typed into the form that was sent, to be shown again beside what is wrong with it; without a secret."""
+    return {name: redact(text) for name, text in flask.request.form.items()}
+
+
 def moment_of(text: str) -> str:
     """A moment of a form as RFC 3339: what the script made of it; or, without one, what the browser sends, in UTC."""
     return f"{text}:00Z" if _LOCAL.fullmatch(text) else text
@@ -247,7 +253,7 @@ def _problem(error: Exception) -> Response:
     if told.status == 401:
         if flask.request.method != "GET":
             return done("session-over", flask.url_for("console_door.sign_in"))
-        back = flask.request.full_path.rstrip("?")
+        back = redact(flask.request.full_path.rstrip("?"))
         return flask.redirect(flask.url_for("console_door.sign_in", next=flask.request.script_root + back), 303)
     made = page("problem.html", told.status, problem=told, slug=told.type.rpartition("/")[2])
     made.headers.extend([(name, value) for name, value in reply.headers if name in ("Retry-After", "Allow")])

@@ -6,10 +6,10 @@ import flask
 import msgspec
 from werkzeug.wrappers import Response
 
-from streamorch.blueprints import Cursor, accepted, after, asked, identifier, one_page, query, service
+from streamorch.blueprints import Cursor, accepted, after, identifier, one_page, query, service
 from streamorch.blueprints import broadcasters as broadcasters_api
 from streamorch.blueprints.broadcasters import BroadcasterChanges, NewBroadcaster
-from streamorch.blueprints.console import done, page, room
+from streamorch.blueprints.console import done, page, room, typed
 from streamorch.contract import aside
 from streamorch.problems import FieldError, Problem
 from streamorch.repositories import broadcasters, stream_keys, streams
@@ -94,7 +94,7 @@ def _list(errors: list[FieldError], status: int) -> flask.Response:
     with service().database.connection() as conn:
         found = broadcasters.page(conn, limit=_PAGE + 1, after=last)
     shown, cursor = one_page(found, _PAGE, {}, lambda one: (one.created_at, one.id))
-    given = flask.request.form if asked().method == "POST" else {}
+    given = typed()
     return page("broadcasters.html", status, broadcasters=shown, cursor=cursor, errors=errors, given=given)
 
 
@@ -106,5 +106,5 @@ def _shown(wanted: UUID, errors: list[FieldError], status: int) -> flask.Respons
         keys = stream_keys.page(conn, broadcaster_id=wanted, status=None, limit=_KEYS, after=None)
         live = streams.live_filtered(conn, {"broadcaster_id": wanted})
         recent = streams.page(conn, status="ended", filters={"broadcaster_id": wanted}, limit=_RECENT, after=None)
-    given = flask.request.form if asked().method == "POST" else {}
+    given = typed()
     return page("broadcaster.html", status, one=one, keys=keys, live=live, recent=recent, errors=errors, given=given)

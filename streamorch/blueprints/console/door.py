@@ -19,6 +19,7 @@ from streamorch.blueprints.console import (
     sessions,
 )
 from streamorch.contract import aside
+from streamorch.keys import redact
 from streamorch.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _form(status: int, wrong: str | None) -> flask.Response:
 
 def _next() -> str:
     """Where to go afterwards, if that is a page of the console."""
-    asked_for = flask.request.values.get("next", "")
+    asked_for = redact(flask.request.values.get("next", ""))
     path = flask.request.script_root + PREFIX
     is_ours = asked_for == path or asked_for.startswith((f"{path}/", f"{path}?"))
     return asked_for if is_ours and asked_for.isprintable() and "\\" not in asked_for else ""

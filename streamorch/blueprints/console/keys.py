@@ -9,11 +9,11 @@ import msgspec
 import segno
 from werkzeug.wrappers import Response
 
-from streamorch.blueprints import Cursor, accepted, after, asked, identifier, one_page, query, service
+from streamorch.blueprints import Cursor, accepted, after, identifier, one_page, query, service
 from streamorch.blueprints import broadcasters as broadcasters_api
 from streamorch.blueprints import stream_keys as stream_keys_api
 from streamorch.blueprints.broadcasters import NewBroadcaster
-from streamorch.blueprints.console import done, moment_of, page, room
+from streamorch.blueprints.console import done, moment_of, page, room, typed
 from streamorch.blueprints.stream_keys import RULES, MintedStreamKey, NewStreamKey, Rotation, StreamKeyChanges
 from streamorch.contract import aside
 from streamorch.problems import FieldError, Problem
@@ -88,7 +88,7 @@ def create() -> flask.Response:
             errors = problem.errors or [FieldError("path", problem.detail)]
         else:
             raise
-        return _form(given, errors, problem.status or (400 if problem.errors else 409))
+        return _form(typed(), errors, problem.status or (400 if problem.errors else 409))
     return page("key_minted.html", 201, key=minted, codes=_codes(minted))
 
 
@@ -170,7 +170,7 @@ def _shown(wanted: UUID, errors: list[FieldError], status: int) -> flask.Respons
         owner = broadcasters.get(conn, key.broadcaster_id)
         live = streams.live_filtered(conn, {"stream_key_id": wanted})
         recent = streams.page(conn, status="ended", filters={"stream_key_id": wanted}, limit=_RECENT, after=None)
-    given = flask.request.form if asked().method == "POST" else {}
+    given = typed()
     return page("key.html", status, key=key, owner=owner, live=live, recent=recent, errors=errors, given=given)
 
 
