@@ -14,7 +14,8 @@ import requests
 from playwright.sync_api import Page, expect
 
 from streamorch.blueprints.console import history
-from streamorch.repositories import streams
+from streamorch.repositories import decisions, streams
+from streamorch.repositories.decisions import Refusal
 from tests.conftest import API_SECRET
 from tests.console import Visitor
 from tests.console.test_keys import NOBODY, XSS, encoder, found, reader, text
@@ -114,6 +115,26 @@ def test_a_filter_that_is_none_is_a_problem(page, query, operator):
     refused = operator.get(f"/console/{page}?{query}")
     assert refused.status_code == 400
     assert f"<code>{query.partition('=')[0]}</code>" in refused.text
+
+
+@pytest.mark.parametrize("page", ["history", "refusals", "system"])
+def test_what_is_no_filter_leads_nowhere_else(page, operator, api, show, encoder, conn, monkeypatch):
+    for room, size in (("history", "_PAGE"), ("refusals", "_PAGE"), ("system", "_CHANGES")):
+        monkeypatch.setattr(f"streamorch.blueprints.console.{room}.{size}", 1)
+    for _ in range(2):
+        show()
+        decisions.note(conn, [Refusal("invalid-stream-key")])
+        api.post("/broadcasters", json={"display_name": "Team 7"})
+    odd = {"_scheme": "javascript", "_external": "1", "_anchor": "x", "_method": "POST", "endpoint": "x", "values": "x"}
+    shown = operator.get(f"/console/{page}", query_string=odd | {"told": "signed-out"})
+    assert shown.status_code == 200
+    older = html.unescape(found(r'rel="next" href="([^"]+)"', shown.text))
+    assert older.startswith(f"/console/{page}?")
+    assert "told" not in older
+    assert operator.get(older).status_code == 200
+    assert "javascript:" not in shown.text
+    for address in re.findall(r'(?:data-news|href)="(/console/(?:history.csv|refusals/news)[^"]*)"', shown.text):
+        assert "?" not in address
 
 
 def test_a_cursor_is_of_its_filters(operator, show, monkeypatch):

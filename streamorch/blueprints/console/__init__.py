@@ -20,8 +20,8 @@ import dataclasses
 import re
 import time
 from functools import cache
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
 from uuid import UUID
 
 import flask
@@ -223,8 +223,9 @@ def stream_url(stream_id: UUID) -> str:
 
 def with_cursor(cursor: str) -> str:
     """The address of the page after this one, with the same filters."""
-    arguments: dict[str, Any] = {**(flask.request.view_args or {}), **flask.request.args, "cursor": cursor}
-    return flask.url_for(flask.request.endpoint or "", **arguments)
+    # Not by url_for, which would take `_scheme` and `_external` of the query for its own.
+    told = {name: text for name, text in flask.request.args.items() if name != "told"}
+    return f"{flask.request.script_root}{quote(flask.request.path)}?{urlencode(told | {'cursor': cursor})}"
 
 
 def done(sentence: str, url: str) -> Response:

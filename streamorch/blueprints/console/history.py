@@ -75,11 +75,11 @@ def index() -> flask.Response:
         cursor=cursor,
         wanted=wanted,
         filters=filters,
-        is_filtered=bool(lists.filters_of_page()),
+        is_filtered=bool(lists.filters_of_page(WhichStreams)),
         owners=owners,
         keys=choices,
         reasons=words.ENDED,
-        export=flask.url_for(".export", **lists.filters_of_page()),
+        export=flask.url_for(".export", **lists.filters_of_page(WhichStreams)),
         most=f"{MOST:,}",
     )
 

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import flask
+import msgspec
 
 from streamorch import moments
 from streamorch.blueprints import invalid
@@ -37,6 +38,7 @@ def key_choices(conn: Connection, *, broadcaster_id: UUID | None, chosen: UUID |
     return sorted(named, key=lambda one: one[1].casefold())
 
 
-def filters_of_page() -> dict[str, Any]:
-    """What the page was asked for, without its cursor: for other addresses of the same filters."""
-    return {name: text for name, text in flask.request.args.items() if text and name not in ("cursor", "told")}
+def filters_of_page(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """What the page was asked for, of what its query knows, without the cursor: for other addresses of its filters."""
+    known = set(kind.__struct_fields__) - {"cursor"}
+    return {name: text for name, text in flask.request.args.items() if text and name in known}

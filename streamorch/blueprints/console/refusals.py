@@ -70,10 +70,10 @@ def index() -> flask.Response:
         rows=rows,
         cursor=cursor,
         wanted=wanted,
-        is_filtered=bool(lists.filters_of_page()),
+        is_filtered=bool(lists.filters_of_page(WhichDecisions)),
         keys=choices,
         reasons={slug: problems.TABLE[slug].title for slug in refused.REASONS},
-        news=flask.url_for(".news", **lists.filters_of_page()) if last is None else None,
+        news=flask.url_for(".news", **lists.filters_of_page(WhichDecisions)) if last is None else None,
         days=service().settings.decision_days,
     )
 
