@@ -15,7 +15,7 @@ from streamorch.blueprints.console import system
 from streamorch.doctor.facts import Finding
 from streamorch.mediamtx import ControlAPI
 from streamorch.reconciler import Reconciler
-from streamorch.repositories import connect
+from streamorch.repositories import audit, connect
 from streamorch.settings import Settings
 from tests.conftest import API_SECRET, MediaServer
 from tests.console import Visitor
@@ -256,7 +256,18 @@ def test_a_service_with_one_thread_does_not_ask_itself(make_app, findings):
 # --- who may see what -----------------------------------------------------------------------------------------
 
 
-def test_whoever_may_only_look_has_no_doctor_and_no_audit_trail(reader, api, findings):
+@pytest.fixture
+def unread(monkeypatch):
+    """An audit trail that nobody may read."""
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(audit, "page", read)
+
+
+@pytest.mark.usefixtures("unread")
+def test_whoever_may_only_look_has_no_doctor_and_no_audit_trail(reader, findings):
     shown = reader.get(WHERE)
     assert shown.status_code == 200
     assert "data-doctor" not in shown.text
@@ -268,6 +279,7 @@ def test_whoever_may_only_look_has_no_doctor_and_no_audit_trail(reader, api, fin
     assert "Changes" not in text(reader.get(f"{WHERE}?kind=api_client"))
 
 
+@pytest.mark.usefixtures("unread")
 def test_whoever_may_operate_has_the_doctor_and_no_audit_trail(helper, findings):
     shown = helper.get(WHERE)
     assert "data-doctor" in shown.text
@@ -334,12 +346,14 @@ def test_texts_are_texts_and_a_key_among_them_is_blotted_out(operator, api):
     metadata = {XSS: [XSS, {"a": None}], "key": key}
     owner = api.post("/broadcasters", json={"display_name": XSS, "metadata": metadata}).json["id"]
     api.post("/api-clients", json={"name": XSS, "scope": "read"})
-    api.patch(f"/broadcasters/{owner}", json={"display_name": f"{XSS} 2"})
+    api.patch(f"/broadcasters/{owner}", json={"display_name": f"{XSS} {key}"})
+    assert "<img src=x" not in operator.get(WHERE, query_string={"who": XSS}).text
     shown = operator.get(WHERE, query_string={"who": ""}).text
     assert shown.count("&lt;img src=x") >= 6
     assert "<img src=x" not in shown
     assert "<script>" not in shown
     assert key not in shown
+    assert shown.count("[redacted]") >= 2
 
 
 def test_what_the_page_draws_again_is_what_it_has(operator, tick):
@@ -378,6 +392,22 @@ class TestInABrowser:
         finally:
             media_server.heal()
         expect(page.get_by_role("heading", name="Media server answers")).to_be_visible(timeout=20_000)
+
+    @pytest.mark.parametrize("width", [360, 1280])
+    @pytest.mark.parametrize(("room", "seconds"), [("history", 1), ("refusals", 3), ("system", 6)])
+    def test_nothing_jumps(self, room, seconds, width, open_page):
+        """As long as it takes a page to ask again."""
+        page: Page = open_page(f"/console/{room}", viewport={"width": width, "height": 800})
+        shifts = page.evaluate(
+            """seconds => new Promise(done => {
+                const found = [];
+                new PerformanceObserver(list => found.push(...list.getEntries().map(shift => shift.value)))
+                    .observe({type: "layout-shift", buffered: true});
+                setTimeout(() => done(found), seconds * 1000);
+            })""",
+            seconds,
+        )
+        assert sum(shifts) < 0.01
 
     @pytest.mark.parametrize("width", [360, 1280])
     @pytest.mark.parametrize("scheme", ["light", "dark"])
