@@ -341,13 +341,18 @@ def test_older_changes_are_on_the_next_page(operator, api, monkeypatch):
     ]
 
 
-def test_texts_are_texts_and_a_key_among_them_is_blotted_out(operator, api):
+def test_texts_are_texts_and_a_key_among_them_is_blotted_out(operator, api, conn):
     key = keys.mint()
     metadata = {XSS: [XSS, {"a": None}], "key": key}
     owner = api.post("/broadcasters", json={"display_name": XSS, "metadata": metadata}).json["id"]
     api.post("/api-clients", json={"name": XSS, "scope": "read"})
     api.patch(f"/broadcasters/{owner}", json={"display_name": f"{XSS} {key}"})
     assert "<img src=x" not in operator.get(WHERE, query_string={"who": XSS}).text
+    # The triggers blot keys out; a row that came another way may have one.
+    conn.execute(
+        "UPDATE audit SET before = jsonb_build_object('display_name', %s::text) WHERE action = 'update'",
+        [f"{XSS} {key}"],
+    )
     shown = operator.get(WHERE, query_string={"who": ""}).text
     assert shown.count("&lt;img src=x") >= 6
     assert "<img src=x" not in shown
