@@ -295,6 +295,13 @@ def test_a_key_of_whom_there_are_too_many_is_still_the_chosen_one(operator, make
     assert operator.get(f"/console/history?stream_key_id={NOBODY}").status_code == 200
 
 
+def test_how_long_it_stays_is_said(make_app, show):
+    show()
+    visitor = Visitor(make_app(HISTORY_DAYS="90"))
+    visitor.sign_in()
+    assert "What ended is kept for 90 days." in text(visitor.get("/console/history"))
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 class TestInABrowser:

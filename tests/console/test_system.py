@@ -27,7 +27,8 @@ WHERE = "/console/system"
 JSON = {"Accept": "application/json"}
 SECRETS = {
     "API_SECRET": f"{API_SECRET},older-api-secret",
-    "MEDIAMTX_CALLBACK_SECRET": "hush-callback",
+    "MEDIAMTX_CALLBACK_SECRET": "hush-callback,hush-older-callback",
+    "HISTORY_DAYS": "90",
     "METRICS_SECRET": "hush-metrics",
     "READ_POLICY": "secret",
     "READ_SECRET": "hush-read",
@@ -148,7 +149,9 @@ def test_settings_are_shown_and_no_secret(make_app):
     answer = visitor.get(WHERE)
     shown = text(answer)
     assert "API_SECRET 2 are set" in shown
-    assert "MEDIAMTX_CALLBACK_SECRET set" in shown
+    assert "MEDIAMTX_CALLBACK_SECRET 2 are set" in shown
+    assert "METRICS_SECRET set" in shown
+    assert "HISTORY_DAYS 90" in shown
     assert "READ_SECRET set" in shown
     assert "RTSP rtsp://media.example:8554" in shown
     for secret in (API_SECRET, "older-api-secret", "hush", "somebody"):

@@ -81,6 +81,7 @@ def index() -> flask.Response:
         reasons=words.ENDED,
         export=flask.url_for(".export", **lists.filters_of_page(WhichStreams)),
         most=f"{MOST:,}",
+        days=service().settings.history_days,
     )
 
 

@@ -190,9 +190,9 @@ def _settings(of: Settings) -> list[tuple[str, str]]:
     metrics = f"on port {of.metrics_port}" if of.metrics_port else "on the port of the API"
     told: dict[str, object] = {
         "API_HOST, API_PORT": f"{of.api_host}:{of.api_port}",
-        "API_SECRET": "set" if len(of.api_secrets) == 1 else f"{len(of.api_secrets)} are set",
+        "API_SECRET": _set(*of.api_secrets),
         "CALLBACK_URL": without_credentials(of.callback_url),
-        "MEDIAMTX_CALLBACK_SECRET": _set(of.callback_secret),
+        "MEDIAMTX_CALLBACK_SECRET": _set(*of.callback_secrets),
         "MEDIAMTX_API_URL": without_credentials(of.mediamtx_api_url),
         "READ_POLICY": of.read_policy,
         "READ_SECRET": _set(of.read_secret),
@@ -200,6 +200,7 @@ def _settings(of: Settings) -> list[tuple[str, str]]:
         "RECONCILE_SECONDS": f"{of.reconcile_seconds:g}",
         "LEASE_SECONDS": of.lease_seconds,
         "DECISION_DAYS": of.decision_days,
+        "HISTORY_DAYS": of.history_days or "0, which is for ever",
         "AUDIT_DAYS": of.audit_days or "0, which is for ever",
         "REFUSALS_PER_MINUTE": of.refusals_per_minute or "0, which is no limit",
         "API_WRITES_PER_MINUTE": of.api_writes_per_minute or "0, which is no limit",
@@ -214,8 +215,9 @@ def _settings(of: Settings) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in told.items()]
 
 
-def _set(secret: str | None) -> str:
-    return "set" if secret else "not set"
+def _set(*secrets: str | None) -> str:
+    count = sum(bool(secret) for secret in secrets)
+    return f"{count} are set" if count > 1 else "set" if count else "not set"
 
 
 # --- what is said -----------------------------------------------------------------------------------------
