@@ -259,7 +259,19 @@ def test_the_file_is_made_as_it_is_read(operator, show, monkeypatch):
     next(parts)
     assert len(asked) == 2
     assert {one["limit"] for one in asked} == {1}
+    other = operator.get("/console/history.csv")
+    assert other.status_code == 429
+    assert "another export is being made" in text(other)
     answer.close()
+    assert operator.get("/console/history.csv").status_code == 200
+
+
+def test_an_export_that_fails_is_in_nobodys_way(operator, show, monkeypatch):
+    show("live/1")
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "_batch", lambda *_: 1 / 0)
+        assert operator.get("/console/history.csv").status_code == 500
+    assert operator.get("/console/history.csv").status_code == 200
 
 
 def test_a_database_that_is_away_is_a_page_and_no_file(make_app):

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -15,15 +17,19 @@ from streamorch import keys
 from streamorch.blueprints import Cursor, Service, Word, after, one_page, query, service
 from streamorch.blueprints.console import lists, page, room, words
 from streamorch.contract import aside
+from streamorch.problems import Problem
 from streamorch.repositories import broadcasters, streams
 from streamorch.repositories.streams import Stream
 
 bp = room("history")
 
 _PAGE = 100
-# Of an export: rows at most, and how many are in memory at once.
-MOST = 100_000
+# Of an export: rows at most, some 5 MB, which the worker keeps until the browser has taken them; rows of a question.
+MOST = 20_000
 _BATCH = 500
+# It takes a thread of few, on which publishers wait, too: in each worker one at a time.
+_EXPORTING = threading.Lock()
+_EXPORT_SECONDS = 5
 
 COLUMNS = (
     *("stream_id", "path", "broadcaster", "broadcaster_id", "key_label", "stream_key_id", "protocol", "node"),
@@ -93,13 +99,22 @@ def _owner(stream: Stream) -> streams.Owner:
 @bp.get("/history.csv")
 @aside
 def export() -> flask.Response:
-    """What the filters find, as CSV: pages of it one after another, so that it is never in memory as a whole."""
+    """What the filters find, as CSV: pages of it one after another, each with a connection of its own."""
     wanted = query(WhichStreams)
     filters = wanted.filters()
     of = service()
-    # Before the answer begins, while a problem can still be told.
-    first = _batch(of, wanted.status, filters, None)
-    made = flask.Response(_lines(of, wanted.status, filters, first), content_type="text/csv; charset=utf-8")
+    if not _EXPORTING.acquire(blocking=False):
+        raise Problem("rate-limited", "another export is being made", retry_after=_EXPORT_SECONDS)
+    turn = ExitStack()
+    turn.callback(_EXPORTING.release)
+    try:
+        # Before the answer begins, while a problem can still be told.
+        first = _batch(of, wanted.status, filters, None)
+    except BaseException:
+        turn.close()
+        raise
+    made = flask.Response(_lines(turn, of, wanted.status, filters, first), content_type="text/csv; charset=utf-8")
+    made.call_on_close(turn.close)  # also when nobody reads it
     moment = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
     made.headers["Content-Disposition"] = f'attachment; filename="streams-{moment}.csv"'
     made.headers["Cache-Control"] = "no-store"
@@ -112,8 +127,15 @@ def _batch(of: Service, status: streams.Status, filters: Filters, last: Stream |
     return of.database.run(partial(streams.page, status=status, filters=filters, limit=_BATCH, after=place))
 
 
-def _lines(of: Service, status: streams.Status, filters: Filters, first: list[Stream]) -> Iterator[bytes]:
-    """The file, a batch at a time; a last line says so when it has not all of it."""
+def _lines(
+    turn: ExitStack, of: Service, status: streams.Status, filters: Filters, first: list[Stream]
+) -> Iterator[bytes]:
+    """The file, a batch at a time; a last line says so when it has not all of it. Then it is another's turn."""
+    with turn:
+        yield from _batches(of, status, filters, first)
+
+
+def _batches(of: Service, status: streams.Status, filters: Filters, first: list[Stream]) -> Iterator[bytes]:
     yield (_MARK + _csv([COLUMNS])).encode()
     batch, count = first, 0
     while batch:
