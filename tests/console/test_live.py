@@ -245,6 +245,7 @@ def test_the_page_of_a_stream_tells_its_end_by_itself(open_page, studio):
     expect(page.locator("#state")).to_contain_text("Its encoder disconnected.")
     expect(page.locator("#heard")).to_contain_text("Its encoder disconnected.")
     expect(page.get_by_text("It ended. Its encoder disconnected.")).to_be_visible()
+    expect(page).to_have_title(re.compile("^Ended: "))
     expect(page.get_by_role("dialog")).to_be_hidden()  # there is nothing left to revoke for
     expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
     expect(page.locator("#screen")).to_contain_text("switched off")
@@ -294,6 +295,16 @@ def test_an_outage_of_the_database_is_told_and_the_tiles_stay(open_page, studio,
     expect(tile(page, "Team 8")).to_be_visible()
     assert is_as_it_was(page)
     page.complaints.clear()  # of each 503
+
+
+def test_a_service_that_does_not_answer_is_told_of(open_page, studio):
+    studio.go_live("Team 7")
+    page = open_page()
+    expect(tile(page, "Team 7")).to_be_visible()
+    page.route("**/console/live", lambda route: None)
+    expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+    page.unroute("**/console/live")
+    expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_a_tab_that_nobody_sees_asks_for_nothing(open_page, studio):

@@ -161,6 +161,11 @@ def test_a_picture_comes_by_webrtc_and_leaves_a_still(open_wall, studio):
     page.goto(f"/console/streams/{show.stream_id}")
     expect(page.locator("#screen video")).to_have_attribute("controls", "")
     expect(page.locator("#screen")).to_have_attribute("data-state", "playing")
+    page.locator("#screen video").evaluate("video => { video.muted = false; video.mine = true; }")
+    other.evaluate("peers.at(-1).close()")
+    until(page, "document.querySelector('#screen video')?.mine === undefined")
+    until(page, "document.querySelector('#screen video')?.videoWidth === 64")
+    assert page.locator("#screen video").evaluate("video => video.muted") is False  # as it was
     studio.leave(show)
     expect(page.locator("#screen")).to_contain_text("This stream has ended.")
     expect(page.locator("#screen video")).to_have_count(0)

@@ -2,6 +2,7 @@
 
 const ALIVE_MS = 5000;
 const AWAY_MS = 2000;
+const ANSWER_MS = 8000; // a network that is gone may say so minutes later
 
 /** Shows each moment as this browser's time, and as UTC under the pointer. */
 export function localise(root = document) {
@@ -22,11 +23,11 @@ export function say(sentence) {
   said.textContent = sentence;
 }
 
-/** What the service answers to a GET of this page's script; null when it is as `etag` has it. Throws a Refused. */
-export async function ask(url, { etag, signal } = {}) {
+/** What the service answers within so many ms; null when it is as `etag` has it. Throws a Refused. */
+export async function ask(url, { etag, within = ANSWER_MS } = {}) {
   const headers = { Accept: "application/json" };
   if (etag) headers["If-None-Match"] = etag;
-  const answer = await fetch(url, { headers, signal, cache: "no-store" });
+  const answer = await fetch(url, { headers, signal: AbortSignal.timeout(within), cache: "no-store" });
   if (answer.status === 304) return null;
   if (!answer.ok) throw new Refused(answer.status);
   return { told: await answer.json(), etag: answer.headers.get("ETag") };

@@ -23,6 +23,7 @@ export class Player {
   #controls;
   #caption;
   #video = null;
+  #sound = { muted: true, volume: 1 }; // as it was when a picture came last
   #running = null; // an AbortController while it plays or tries to
 
   constructor(screen, { webrtc, hls, readPolicy = "public", title, controls = false }) {
@@ -189,7 +190,7 @@ export class Player {
 
   #addVideo() {
     const video = document.createElement("video");
-    video.muted = true;
+    Object.assign(video, this.#sound);
     video.autoplay = true;
     video.playsInline = true;
     video.controls = this.#controls;
@@ -212,6 +213,7 @@ export class Player {
   }
 
   #clear() {
+    if (this.#video) this.#sound = { muted: this.#video.muted, volume: this.#video.volume };
     for (const old of this.#screen.querySelectorAll("video, iframe")) {
       old.srcObject = null;
       old.removeAttribute("src");

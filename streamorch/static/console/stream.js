@@ -39,20 +39,19 @@ function become(next) {
   place("heard").textContent = parts.get("state").textContent.trim();
   if (next === "active") player.start();
   if (next !== "ended") return;
-  const ending = place("ending");
-  for (const dialog of ending?.querySelectorAll("dialog[open]") ?? []) dialog.close();
-  ending?.remove();
+  document.title = `Ended: ${document.title}`;
+  place("ending")?.remove(); // with a dialog that is open
   player.stop("This stream has ended.");
 }
 
 // --- plots ---------------------------------------------------------------------------------------------------
 
 function draw(told) {
-  place("plots").hidden = samples.length < 2 || samples.every((one) => one.bitrate === null);
-  if (place("plots").hidden) return;
   const mean = told.mean_bitrate;
-  place("bitrate-now").textContent = rate(told.bitrate);
-  place("viewers-now").textContent = told.viewers ?? "";
+  place("plots").hidden = false;
+  place("bitrate-now").textContent = told.bitrate === null ? "not measured" : rate(told.bitrate);
+  place("viewers-now").textContent = told.viewers ?? "not counted";
+  if (samples.length < 2 || samples.every((one) => one.bitrate === null)) return;
   const bits = samples.map((one) => one.bitrate ?? 0);
   const audience = samples.map((one) => one.viewers ?? 0);
   plot(place("bitrate-plot"), bits, 120, mean);

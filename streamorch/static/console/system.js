@@ -3,6 +3,7 @@
 import { ask, banner, localise, repeat } from "./console.js";
 
 const PAUSE_MS = 5000;
+const DOCTOR_MS = 20_000;
 
 const state = document.querySelector("[data-state]");
 let before = null;
@@ -32,7 +33,7 @@ form?.addEventListener("submit", async (event) => {
   findings.setAttribute("aria-busy", "true");
   said.textContent = "The doctor looks: up to ten seconds.";
   try {
-    const { told } = await ask(form.action);
+    const { told } = await ask(form.action, { within: DOCTOR_MS });
     findings.innerHTML = told.html;
     const summary = findings.querySelector("strong");
     said.textContent = summary.textContent;
