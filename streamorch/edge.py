@@ -130,7 +130,7 @@ class Edge:
     def _headers(self, request: Request) -> list[tuple[str, str]]:
         """What every reply carries: the request id, and whether the asking origin may read it."""
         own = [("X-Request-ID", request.request_id)]
-        if self.origins:
+        if self.origins and not _is_page(request.path):
             own.append(("Vary", "Origin"))
             origin = request.header("Origin")
             if origin and (origin in self.origins or "*" in self.origins):
@@ -160,10 +160,15 @@ class Edge:
             )
 
 
+def _is_page(path: str) -> bool:
+    """Is it of the console? Its sessions are for its own pages, whichever origins may call the API."""
+    return path == "/console" or path.startswith("/console/")
+
+
 def answer_preflight() -> flask.Response | None:
     """A browser asks before it calls, and without credentials: Flask's first hook, where origins are allowed."""
     wanted = flask.request.headers.get("Access-Control-Request-Method")
-    if flask.request.method != "OPTIONS" or not wanted:
+    if flask.request.method != "OPTIONS" or not wanted or _is_page(flask.request.path):
         return None
     if flask.request.url_rule is None:
         raise Problem("not-found")

@@ -105,6 +105,16 @@ def test_options_without_a_question_is_no_preflight(make_app):
     assert "GET" in client.options("/streams", headers=BEARER).headers["Allow"]
 
 
+@pytest.mark.parametrize("path", ["/console", "/console/live", "/console/sign-in", "/console/nowhere"])
+def test_no_other_origin_has_the_console(path, make_app):
+    client = make_app(CORS_ORIGINS="*").test_client()
+    asked = client.get(path, headers={"Origin": ORIGIN})
+    before = client.options(path, headers={"Origin": ORIGIN, "Access-Control-Request-Method": "GET"})
+    for answer in (asked, before):
+        assert not [name for name in answer.headers.keys() if name.startswith("Access-Control-")]  # noqa: SIM118
+    assert "Access-Control-Allow-Origin" in client.get("/consoles", headers={"Origin": ORIGIN}).headers
+
+
 # --- proxies ---
 
 FORWARDED = {
