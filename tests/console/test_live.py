@@ -280,6 +280,20 @@ def test_stopping_says_what_it_cuts_off_and_does_it(open_page, studio):
     assert studio.media_server.ask(show.publisher, show.key) == 401
 
 
+def test_without_scripts_one_sees_what_is_live_and_can_stop_it(open_page, studio):
+    show = studio.go_live("Team 7", "live/stage")
+    page = open_page(java_script_enabled=False)
+    page.get_by_role("link", name="Team 7").click()
+    expect(page.locator("#state")).to_contain_text("UTC")
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
+    expect(page.get_by_role("button", name="Copy RTSP")).to_be_hidden()
+    page.locator("summary", has_text="Stop").click()
+    expect(page.locator("details").get_by_text("Team 7 is off the air")).to_be_visible()
+    page.get_by_role("button", name="Stop it").click()
+    expect(page.locator("#state")).to_contain_text("An operator stopped it.")
+    assert studio.ask("GET", f"/streams/{show.stream_id}").json()["end_reason"] == "stopped"
+
+
 def test_an_outage_of_the_database_is_told_and_the_tiles_stay(open_page, studio, running):
     studio.go_live("Team 7")
     page = marked(open_page())

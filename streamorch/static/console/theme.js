@@ -1,5 +1,6 @@
-// Before the page is drawn: the colours that were chosen here, else the system's.
+// Before the page is drawn: scripts run here; and the colours that were chosen here, else the system's.
 (() => {
+  document.documentElement.dataset.scripts = "";
   let chosen = null;
   try {
     chosen = localStorage.getItem("streamorch.theme");
