@@ -90,6 +90,7 @@ def test_the_script_is_told_the_same_and_figures(operator, stream_id, conn):
     assert (now["media"], now["viewers"], now["bitrate"]) == ("stalled", 2, 7)
     assert 0 < now["mean_bitrate"] <= 800
     assert "no bytes came in since <time" in now["parts"]["state"]
+    assert now["parts"]["timeline"].partition("It went live.")[2].count("The last bytes came in.") == 1
 
 
 @pytest.mark.parametrize("reason", words.ENDED)
