@@ -30,7 +30,9 @@ _PREFLIGHT_HEADERS = (
 )
 # Asked often, and told by lines of their own or of no interest: their access line is for debugging.
 _QUIET = ("/auth", "/webhook/ready", "/webhook/not-ready", "/streams", "/livez", "/readyz", "/health", "/metrics")
-_QUIET_BELOW = ("/console/live", "/console/measures", "/console/alive", "/console/now/")
+_QUIET_BELOW = tuple(
+    f"/console/{asked}" for asked in ("live", "measures", "alive", "now/", "refusals/news", "system/state")
+)
 
 
 class Fast(NamedTuple):

@@ -325,7 +325,8 @@ def test_a_path_with_a_line_break_stays_one_line(capsys, make_app):
 
 
 @pytest.mark.parametrize(
-    "path", ["/livez", "/health", "/readyz", "/streams", "/auth", "/console/live", "/console/now/x"]
+    "path",
+    ["/livez", "/health", "/readyz", "/streams", "/auth", "/console/live", "/console/now/x", "/console/system/state"],
 )
 def test_what_is_asked_often_is_told_to_who_debugs(path, capsys, make_app):
     def told(app):
