@@ -236,20 +236,21 @@ def test_a_batch_reads_no_table_from_end_to_end(database_url, conn, led, make_st
     """Among many, each look for who refers to a stream is asked of an index; without one, it is not."""
     key = make_key()
     newest = make_stream(1, key)
-    conn.execute(
-        """
-        INSERT INTO streams (id, stream_key_id, node, path, protocol, auth_id, claimed_at, lease_expires_at, started_at,
-                             ended_at, end_reason, replaces)
-        SELECT gen_random_uuid(), %s, 'default', 'live/' || n, 'rtmp', n, o.at, o.at, o.at, o.at, 'disconnected',
-               CASE WHEN n %% 100 = 0 THEN %s::uuid END
-        FROM generate_series(1, 20000) AS n,
-             LATERAL (SELECT now() - interval '40 days' - n * interval '1 minute') AS o (at)
-        """,
-        [key.id, newest],
-    )
-    conn.execute("INSERT INTO stream_stats (stream_id) SELECT id FROM streams")
-    conn.execute("ANALYZE streams")
-    conn.execute("ANALYZE stream_stats")
+    with psycopg.connect(database_url, autocommit=True) as patient:  # however long a busy machine takes
+        patient.execute(
+            """
+            INSERT INTO streams (id, stream_key_id, node, path, protocol, auth_id, claimed_at, lease_expires_at,
+                                 started_at, ended_at, end_reason, replaces)
+            SELECT gen_random_uuid(), %s, 'default', 'live/' || n, 'rtmp', n, o.at, o.at, o.at, o.at, 'disconnected',
+                   CASE WHEN n %% 100 = 0 THEN %s::uuid END
+            FROM generate_series(1, 20000) AS n,
+                 LATERAL (SELECT now() - interval '40 days' - n * interval '1 minute') AS o (at)
+            """,
+            [key.id, newest],
+        )
+        patient.execute("INSERT INTO stream_stats (stream_id) SELECT id FROM streams")
+        patient.execute("ANALYZE streams")
+        patient.execute("ANALYZE stream_stats")
 
     def scans():
         with connect(database_url) as own, own.transaction():
