@@ -94,6 +94,26 @@ def test_a_cookie_that_was_changed_is_none(operator):
     assert operator.get().status_code == 303
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        [],
+        None,
+        {"nonce": "a"},
+        ["a", 1, 1, True],
+        ["a", 1, 1, True, None, "more"],
+        ["a", "1", 1, True, None],
+        ["a", 1, 1, True, "no-uuid"],
+        ["a", 1, 1, True, 5],
+    ],
+)
+def test_a_cookie_of_another_release_is_none(told, visitor):
+    value = sessions._serializer(sessions._key(API_SECRET)).dumps(told)
+    visitor.client.set_cookie(sessions.COOKIE, value, path="/console")
+    assert visitor.get().status_code == 303
+    assert visitor.sign_in().status_code == 303
+
+
 def test_a_page_of_the_door_lets_nobody_in(visitor):
     visitor.get("/console/sign-in")
     assert cookie(visitor)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import msgspec
 from itsdangerous import BadData, URLSafeSerializer
 
 COOKIE = "streamorch_console"
@@ -21,6 +22,8 @@ IDLE_SECONDS = 3600
 RENEW_SECONDS = 60
 # Whoever has the page for signing in open may take so long.
 _DOOR_SECONDS = 3600
+
+_Written = tuple[str, int, int, bool, UUID | None]
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,13 @@ def read(api_secrets: Sequence[str], value: str, now: float) -> Session | None:
     """The session of a cookie; None when it is not signed with one of these secrets, or over."""
     for key in map(_key, api_secrets):
         try:
-            nonce, begun_at, seen, is_in, client = _serializer(key).loads(value)
-        except BadData:
+            nonce, begun_at, seen, is_in, client = msgspec.convert(_serializer(key).loads(value), _Written)
+        except (BadData, msgspec.ValidationError):  # another release may write it otherwise
             continue
         longest = WHOLE_SECONDS if is_in else _DOOR_SECONDS
         if now - begun_at > longest or now - seen > IDLE_SECONDS:
             return None
-        return Session(nonce, begun_at, seen, is_in, None if client is None else UUID(client), key)
+        return Session(nonce, begun_at, seen, is_in, client, key)
     return None
 
 
