@@ -195,6 +195,7 @@ def test_a_form_of_somebody_else_does_nothing(app, operator):
         ({"Origin": "https://localhost"}, 303),  # TLS ends at a proxy
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::1"}, 403),
         ({"Sec-Fetch-Site": "same-origin", "Origin": "http://proxied.example"}, 303),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
