@@ -1,5 +1,6 @@
 """Signing in and out, sessions, forms, and problems as pages; no browser is needed for that."""
 
+import io
 import re
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -210,6 +211,33 @@ def test_signing_in_takes_the_forms_token(visitor):
     visitor.get("/console/sign-in")
     assert visitor.client.post("/console/sign-in", data={"secret": API_SECRET, "token": "0" * 64}).status_code == 403
     assert visitor.get().status_code == 303
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_a_form_is_no_larger_than_a_body_of_the_api(content_type, visitor):
+    upload = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + b"a" * 70_000 + b"\r\n--x--\r\n"
+    refused = visitor.client.post("/console/sign-in", data=upload, content_type=content_type)
+    assert refused.status_code == 413
+    assert refused.content_type == "text/html; charset=utf-8"
+    assert visitor.sign_in(other="a" * 60_000).status_code == 303
+
+
+class BrokenStream(io.RawIOBase):
+    """What a server has for a body whose chunks are none."""
+
+    def read(self, _: int = -1) -> bytes:
+        raise OSError("no chunk")
+
+    def readinto(self, _: object) -> int:
+        raise OSError("no chunk")
+
+
+def test_a_form_in_broken_chunks_is_malformed(visitor):
+    environ = {"wsgi.input": BrokenStream(), "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    broken = visitor.client.post(
+        "/console/sign-in", content_type="application/x-www-form-urlencoded", environ_overrides=environ
+    )
+    assert broken.status_code == 400
 
 
 def test_whoever_guesses_on_and_on_has_to_wait(make_app):

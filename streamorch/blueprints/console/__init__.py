@@ -17,6 +17,7 @@ How a page is made:
 """
 
 import dataclasses
+import io
 import re
 import time
 from functools import cache
@@ -112,7 +113,19 @@ def plain_room(name: str) -> flask.Blueprint:
     bp = flask.Blueprint(f"console_{name}", __name__, url_prefix=PREFIX)
     for error in (Problem, HTTPException, psycopg.OperationalError, psycopg.DataError, Exception):
         bp.register_error_handler(error, _problem)
+    bp.before_request(_keep_body)
     return bp
+
+
+def _keep_body() -> None:
+    """Read the form as the API reads a body: whole, 64 KiB at most, 400 when it is broken."""
+    # Left to werkzeug, an upload would become a file in /tmp as large as its sender likes, who need not have signed in.
+    if flask.request.method != "POST":
+        return
+    raw = asked().body()
+    environ = flask.request.environ
+    environ.pop("HTTP_TRANSFER_ENCODING", None)
+    environ |= {"wsgi.input": io.BytesIO(raw), "CONTENT_LENGTH": str(len(raw))}
 
 
 # --- who looks --------------------------------------------------------------------------------------------
