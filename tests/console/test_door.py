@@ -81,12 +81,39 @@ def test_the_cookie_is_for_this_browser_and_the_console_alone(visitor):
 
 
 def test_a_session_is_a_new_one_after_signing_in(visitor):
-    visitor.get("/console/sign-in")
+    visitor.sign_in()
     before = session(visitor)
     visitor.sign_in()
     after = session(visitor)
     assert after.nonce != before.nonce
     assert after.token != before.token
+
+
+def test_the_page_for_signing_in_touches_no_open_session(app, operator):
+    before = cookie(operator).value
+    # A link on another site leads there: a cookie with SameSite=Strict is not sent, but one may be set.
+    for client in (operator.client, app.test_client(use_cookies=False)):
+        kept = client.get("/console/sign-in?next=/console/keys").headers.getlist("Set-Cookie")
+        assert [one.partition("=")[0] for one in kept] == [sessions.DOOR]
+    assert cookie(operator).value == before
+    assert operator.get().status_code == 200
+
+
+def test_who_has_not_signed_in_gets_nothing_that_is_made_of_the_api_secret(visitor, make_app):
+    token = visitor.token("/console/sign-in")
+    value = visitor.client.get_cookie(sessions.DOOR, path="/console").value
+    # A service with another secret takes both: they tell nothing of the secret.
+    other = Visitor(make_app(API_SECRET="another-secret"))
+    other.client.set_cookie(sessions.DOOR, value, path="/console")
+    entered = other.client.post("/console/sign-in", data={"token": token, "secret": "another-secret"})
+    assert entered.status_code == 303
+
+
+def test_two_pages_for_signing_in_work_both(visitor):
+    first, second = visitor.token("/console/sign-in"), visitor.token("/console/sign-in")
+    for token in (first, second):
+        refused = visitor.client.post("/console/sign-in", data={"token": token, "secret": "wrong"})
+        assert refused.status_code == 401
 
 
 def test_a_cookie_that_was_changed_is_none(operator):
@@ -101,11 +128,11 @@ def test_a_cookie_that_was_changed_is_none(operator):
         [],
         None,
         {"nonce": "a"},
-        ["a", 1, 1, True],
-        ["a", 1, 1, True, None, "more"],
-        ["a", "1", 1, True, None],
-        ["a", 1, 1, True, "no-uuid"],
-        ["a", 1, 1, True, 5],
+        ["a", 1, 1],
+        ["a", 1, 1, None, "more"],
+        ["a", "1", 1, None],
+        ["a", 1, 1, "no-uuid"],
+        ["a", 1, 1, 5],
     ],
 )
 def test_a_cookie_of_another_release_is_none(told, visitor):
@@ -117,7 +144,8 @@ def test_a_cookie_of_another_release_is_none(told, visitor):
 
 def test_a_page_of_the_door_lets_nobody_in(visitor):
     visitor.get("/console/sign-in")
-    assert cookie(visitor)
+    assert visitor.client.get_cookie(sessions.DOOR, path="/console")
+    assert cookie(visitor) is None
     assert visitor.get().status_code == 303
 
 
@@ -131,15 +159,15 @@ def test_a_page_of_the_door_lets_nobody_in(visitor):
 )
 def test_a_session_ends_by_age_and_by_idleness(begun, seen, is_over, visitor):
     now = time.time()
-    old = sessions.begun(API_SECRET, now - begun, is_in=True)
-    value = sessions.written(sessions.Session(old.nonce, now - begun, now - seen, True, None, old.key))
+    old = sessions.begun(API_SECRET, now - begun)
+    value = sessions.written(sessions.Session(old.nonce, now - begun, now - seen, None, old.key))
     visitor.client.set_cookie(sessions.COOKIE, value, path="/console")
     assert (visitor.get().status_code == 303) == is_over
 
 
 def test_a_session_that_is_used_goes_on(visitor):
     now = time.time()
-    old = sessions.begun(API_SECRET, now - 1800, is_in=True)
+    old = sessions.begun(API_SECRET, now - 1800)
     visitor.client.set_cookie(sessions.COOKIE, sessions.written(old), path="/console")
     visitor.get()
     renewed = session(visitor)

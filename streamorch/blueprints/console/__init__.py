@@ -144,7 +144,7 @@ def require_operator(request: Request, of: Service) -> None:
     flask.g.operator = Operator(caller, session)
     if request.method in ("GET", "HEAD"):
         return
-    require_own_form(session)
+    require_own_form(session.token)
     if not caller.may("operate"):
         raise Problem("forbidden", f"this needs the scope operate, and the credential has {caller.scope}")
     if wait := of.writes.take(request.caller):
@@ -152,19 +152,19 @@ def require_operator(request: Request, of: Service) -> None:
 
 
 def _caller(of: Service, session: Session | None) -> Caller | None:
-    if session is None or not session.is_in:
+    if session is None:
         return None
     return API_SECRET if session.client_id is None else of.callers.by_id(session.client_id)
 
 
-def require_own_form(session: Session) -> None:
-    """Problem `forbidden` unless this POST comes from a form of this session, on a page of this host."""
+def require_own_form(token: str) -> None:
+    """Problem `forbidden` unless this POST comes from a form with this token, on a page of this host."""
     headers = flask.request.headers
     site = headers.get("Sec-Fetch-Site")
     origin = headers.get("Origin")
     # By text: what is no URL at all is a page of nobody's, too.
     is_own = site == "same-origin" if site else origin is None or origin.partition("://")[2] == flask.request.host
-    if not is_own or not signing.matches(flask.request.form.get("token", ""), (session.token,)):
+    if not is_own or not signing.matches(flask.request.form.get("token", ""), (token,)):
         raise Problem("forbidden", "this form was not sent by a page of your session: nothing was changed")
 
 
@@ -185,9 +185,14 @@ def _renewed(response: flask.Response) -> flask.Response:
 
 def remember(response: Response, session: Session) -> None:
     """Have the browser keep this session."""
+    keep(response, sessions.COOKIE, sessions.written(session))
+
+
+def keep(response: Response, cookie: str, value: str) -> None:
+    """Have the browser keep this cookie, for the console alone."""
     response.set_cookie(
-        sessions.COOKIE,
-        sessions.written(session),
+        cookie,
+        value,
         path=flask.request.script_root + PREFIX,
         secure=flask.request.is_secure,
         httponly=True,
@@ -195,9 +200,9 @@ def remember(response: Response, session: Session) -> None:
     )
 
 
-def forget(response: Response) -> None:
-    """Have the browser drop its session."""
-    response.delete_cookie(sessions.COOKIE, path=flask.request.script_root + PREFIX, httponly=True, samesite="Strict")
+def forget(response: Response, cookie: str) -> None:
+    """Have the browser drop this cookie."""
+    response.delete_cookie(cookie, path=flask.request.script_root + PREFIX, httponly=True, samesite="Strict")
 
 
 # --- what is shown ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from streamorch.blueprints.console import (
     assets,
     done,
     forget,
+    keep,
     page,
     plain_room,
     remember,
@@ -39,11 +40,10 @@ def sign_in() -> flask.Response:
 def enter() -> Response:
     """Begin a session with the API secret, or that of an API client, and lead on to the page that was asked for."""
     request, of = asked(), service()
-    now = time.time()
-    door = sessions.read(of.settings.api_secrets, flask.request.cookies.get(sessions.COOKIE, ""), now)
-    if door is None:
-        return _form(403, "This page was open for too long, or your browser keeps no cookies. Try again.")
-    require_own_form(door)
+    door = flask.request.cookies.get(sessions.DOOR)
+    if not door:
+        return _form(403, "Your browser keeps no cookies, or has lost the one of this page. Try again.")
+    require_own_form(sessions.door_token(door))
     secret = flask.request.form.get("secret", "").strip()
     caller = of.callers.by_secret(secret)
     if caller is None:
@@ -54,7 +54,8 @@ def enter() -> Response:
     log.info("signed in", extra={"caller": caller.name, "client": request.environ.get("REMOTE_ADDR")})
     response = flask.redirect(_next() or flask.url_for("console_wall.index"), 303)
     by = secret if caller.client_id is None else of.settings.api_secrets[0]
-    remember(response, sessions.begun(by, now, is_in=True, client_id=caller.client_id))
+    remember(response, sessions.begun(by, time.time(), client_id=caller.client_id))
+    forget(response, sessions.DOOR)
     return response
 
 
@@ -64,9 +65,9 @@ def leave() -> Response:
     """End the session of this browser."""
     session = sessions.read(service().settings.api_secrets, flask.request.cookies.get(sessions.COOKIE, ""), time.time())
     if session is not None:
-        require_own_form(session)
+        require_own_form(session.token)
     response = done("signed-out", flask.url_for(".sign_in"))
-    forget(response)
+    forget(response, sessions.COOKIE)
     return response
 
 
@@ -89,9 +90,10 @@ def _address(name: str) -> str:
 
 
 def _form(status: int, wrong: str | None) -> flask.Response:
-    session = sessions.begun(service().settings.api_secrets[0], time.time())
-    response = page("sign_in.html", status, wrong=wrong, next=_next(), token=session.token)
-    remember(response, session)
+    # That of another page that is open, if there is one: its form is to work on.
+    door = flask.request.cookies.get(sessions.DOOR) or sessions.door()
+    response = page("sign_in.html", status, wrong=wrong, next=_next(), token=sessions.door_token(door))
+    keep(response, sessions.DOOR, door)
     return response
 
 
