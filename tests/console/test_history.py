@@ -225,6 +225,18 @@ def test_no_secret_is_in_the_file(operator, show, make_key, make_broadcaster):
         assert secret not in written
 
 
+def test_a_secret_in_the_query_is_in_no_address_of_the_page(operator, show, make_key, monkeypatch):
+    monkeypatch.setattr(history, "_PAGE", 1)
+    secret = make_key().value
+    for path in ("live/a", "live/b"):
+        show(path)
+    for query in (f"key={secret}", f"{secret}=1", f"path={secret}"):
+        shown = operator.get(f"/console/history?{query}").text
+        assert ('rel="next"' in shown) == (not query.startswith("path"))
+        assert secret not in shown
+    assert secret not in operator.get(f"/console/refusals?address={secret}").text
+
+
 def test_the_file_ends_somewhere_and_says_so(operator, api, show, monkeypatch):
     monkeypatch.setattr(history, "_BATCH", 2)
     monkeypatch.setattr(history, "MOST", 4)

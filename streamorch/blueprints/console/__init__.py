@@ -243,7 +243,7 @@ def stream_url(stream_id: UUID) -> str:
 def with_cursor(cursor: str) -> str:
     """The address of the page after this one, with the same filters."""
     # Not by url_for, which would take `_scheme` and `_external` of the query for its own.
-    told = {name: text for name, text in flask.request.args.items() if name != "told"}
+    told = {redact(name): redact(text) for name, text in flask.request.args.items() if name != "told"}
     return f"{flask.request.script_root}{quote(flask.request.path)}?{urlencode(told | {'cursor': cursor})}"
 
 

@@ -10,6 +10,7 @@ import msgspec
 from streamorch import moments
 from streamorch.blueprints import invalid
 from streamorch.blueprints.console import moment_of
+from streamorch.keys import redact
 from streamorch.repositories import Connection, broadcasters, stream_keys
 
 # So many a select still shows; of more, those that were made last.
@@ -41,4 +42,4 @@ def key_choices(conn: Connection, *, broadcaster_id: UUID | None, chosen: UUID |
 def filters_of_page(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """What the page was asked for, of what its query knows, without the cursor: for other addresses of its filters."""
     known = set(kind.__struct_fields__) - {"cursor"}
-    return {name: text for name, text in flask.request.args.items() if text and name in known}
+    return {name: redact(text) for name, text in flask.request.args.items() if text and name in known}
