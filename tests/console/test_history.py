@@ -216,6 +216,14 @@ def test_no_spreadsheet_runs_what_somebody_wrote(evil, operator, show, make_broa
     assert history.cell("a=1") == "a=1"
 
 
+@pytest.mark.parametrize("between", [";", "\t", "\n", "\r\n"])
+@pytest.mark.parametrize("formula", ["=1+1;", " =1+1", "-1", "\uff1d1"])
+def test_a_formula_behind_what_may_part_cells_is_text_too(between, formula):
+    assert history.cell(f"Team 7{between}{formula}") == f"Team 7{between}'{formula}"
+    assert history.cell(f"=7{between}{formula}") == f"'=7{between}'{formula}"
+    assert history.cell(f"Team{between}7, -A=B") == f"Team{between}7, -A=B"
+
+
 def test_no_secret_is_in_the_file(operator, show, make_key, make_broadcaster):
     lost = make_key()
     key = show(broadcaster_id=make_broadcaster(display_name=f"Team {lost.value}"), label=lost.value)

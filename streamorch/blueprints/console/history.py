@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -36,8 +37,10 @@ COLUMNS = (
     *("status", "claimed_at", "started_at", "ended_at", "duration_seconds", "end_reason", "remote_address"),
     "recording_ref",
 )
-# What a spreadsheet may take for the beginning of a formula; the last four are theirs in East Asian scripts.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# What a spreadsheet may take for the beginning of a formula, in East Asian scripts too.
+_BEGINS = "=+@\uff1d\uff0b\uff0d\uff20-"
+# At the start; or behind a semicolon, where a comma is in the numbers: cells are parted there then, whatever is quoted.
+_FORMULA = re.compile(rf"^ *[\t\r\n{_BEGINS}]\s*[{_BEGINS}]?|(?<=[;\t\r\n]) *[{_BEGINS}]")
 # Without it, spreadsheets take UTF-8 for something else.
 _MARK = "\ufeff"
 
@@ -165,7 +168,7 @@ def _row(stream: Stream) -> list[str]:
 def cell(value: object) -> str:
     """A value as text that no spreadsheet runs: a quote stands before what it would take for a formula."""
     text = keys.redact("" if value is None else str(value))
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+    return _FORMULA.sub(r"'\g<0>", text)
 
 
 def _csv(rows: Any) -> str:
