@@ -103,15 +103,8 @@ def shared_url(postgresql_noproc: NoopExecutor) -> Iterator[str]:
         yield f"postgresql://{server.user}@/streamorch_shared?host={server.host}&port={server.port}"
 
 
-@pytest.fixture
-def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a database with the current schema and nothing in it."""
-    if "postgresql" in request.fixturenames or request.node.get_closest_marker("own_database"):
-        info = request.getfixturevalue("postgresql").info
-        yield f"postgresql://{info.user}@/{info.dbname}?host={info.host}&port={info.port}"
-        return
-    url = request.getfixturevalue("shared_url")
-    yield url
+def empty(url: str) -> None:
+    """Delete all rows of this database."""
     with psycopg.connect(url, autocommit=True) as conn:
         # No foreign key is looked up: all that refers to a row goes with it.
         conn.execute("SET session_replication_role = replica")
@@ -127,6 +120,18 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
             "api_clients",
         ):
             conn.execute(psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier(table)))
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a database with the current schema and nothing in it."""
+    if "postgresql" in request.fixturenames or request.node.get_closest_marker("own_database"):
+        info = request.getfixturevalue("postgresql").info
+        yield f"postgresql://{info.user}@/{info.dbname}?host={info.host}&port={info.port}"
+        return
+    url = request.getfixturevalue("shared_url")
+    yield url
+    empty(url)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from streamorch import keys, logs, problems
 from streamorch.app import create_app
 from streamorch.settings import Settings
-from tests.conftest import API_SECRET, NO_MEDIA_SERVER
+from tests.conftest import API_SECRET, NO_MEDIA_SERVER, empty
 from tests.fuzz import KEY, PART
 
 TABLES = ("streams", "stream_keys", "broadcasters", "departures", "nodes")
@@ -96,10 +96,11 @@ def subject(shared_url: str, heard: Heard) -> Iterator[Subject]:
         subject = Subject(app.test_client(), conn, heard)
         fill(subject)
         yield subject
-        for table in TABLES:
-            conn.execute(psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier(table)))
     service.kicker.close()
+    service.refusals.close()
+    service.callers.close()
     service.database.close()
+    empty(shared_url)
     root.handlers, root.level = handlers, level
 
 
