@@ -201,6 +201,26 @@ def test_hls_takes_over_when_webrtc_does_not_come_up(open_wall, studio):
     page.complaints.clear()  # of the 400
 
 
+def test_hls_takes_over_when_webrtc_connects_and_brings_nothing(open_wall, studio):
+    """As MediaMTX does with the B-frames of H264: it connects, and then ends the connection."""
+    page, media = open_wall()
+    page.add_init_script("HTMLMediaElement.prototype.canPlayType = () => ''")
+    other, answer = encoder_of(page)
+    other.evaluate("HTMLCanvasElement.prototype.captureStream = () => ({ getTracks: () => [] })")
+    media.on("POST", "/whep", answer)
+    media.on("GET", "index.m3u8", 200)
+    media.on("GET", "live/stage/", lambda route: route.fulfill(body="<p>the player of the media server</p>"))
+    page.reload()  # for the script
+    page.bring_to_front()
+    studio.go_live("Team 7", "live/stage")
+    expect(screen(page, "Team 7")).to_contain_text("No picture yet")
+    until(other, "window.peers?.[0].connectionState === 'connected'")
+    other.evaluate("peers[0].close()")
+    expect(screen(page, "Team 7").locator("iframe")).to_have_count(1)
+    expect(screen(page, "Team 7")).to_contain_text("HLS: some seconds late")
+    assert media.asked["POST", "live/stage/whep"] == 1
+
+
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [

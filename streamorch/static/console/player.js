@@ -127,9 +127,12 @@ export class Player {
       const video = this.#addVideo();
       video.srcObject = media;
       this.#show("playing", "No picture yet");
-      video.addEventListener("playing", () => this.#show("playing", ""), { signal });
+      let hasPlayed = false;
+      video.addEventListener("playing", () => ((hasPlayed = true), this.#show("playing", "")), { signal });
       video.play().catch(() => {});
-      await lost(peer, signal);
+      await lost(peer, signal, () => (hasPlayed ? LOST_MS : 0));
+      // MediaMTX takes the connection and ends it when H264 has B-frames, as OBS and x264 send by default.
+      if (!hasPlayed && !signal.aborted) throw new NoPicture("WebRTC brings none of this stream");
     } finally {
       over.abort();
       const hears = peer.connectionState === "connected"; // then the other side is told by the connection itself
@@ -297,14 +300,14 @@ function connected(peer, signal) {
   return Promise.race([up, late]);
 }
 
-// Until the connection is gone for good.
-function lost(peer, signal) {
+// Until the connection is gone for good; `patience` gives how long it may be away.
+function lost(peer, signal, patience) {
   return new Promise((done) => {
     let timer = 0;
     const look = () => {
       clearTimeout(timer);
       if (peer.connectionState === "failed" || peer.connectionState === "closed") done();
-      if (peer.connectionState === "disconnected") timer = setTimeout(done, LOST_MS);
+      if (peer.connectionState === "disconnected") timer = setTimeout(done, patience());
     };
     peer.addEventListener("connectionstatechange", look, { signal });
     signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
