@@ -538,6 +538,7 @@ def _listens(host: str, port: int) -> bool:
 _GREETING = """
 streamorch is ready: {url}
 The API secret is {secret}; Ctrl-C stops everything, the data stays.
+The console, in a browser: {url}/console; sign in with the API secret.
 
 A first broadcaster, stream key and stream, from another terminal in this folder:
 
@@ -549,7 +550,7 @@ A first broadcaster, stream key and stream, from another terminal in this folder
     -H 'Content-Type: application/json' -d '{{"broadcaster_id": "'$BROADCASTER'"}}' \\
     | python3 -c 'import json, sys; print(json.load(sys.stdin)["publish"]["rtmp"])')
   ffmpeg -re -f lavfi -i testsrc2=size=1280x720:rate=30 -f lavfi -i sine=frequency=440 \\
-    -c:v libx264 -preset veryfast -pix_fmt yuv420p -g 60 -c:a aac -f flv "$RTMP_URL"
+    -c:v libx264 -preset veryfast -bf 0 -pix_fmt yuv420p -g 60 -c:a aac -f flv "$RTMP_URL"
 
 What is live: curl -sS {url}/streams -H "Authorization: Bearer $SECRET"
 
