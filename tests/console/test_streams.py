@@ -1,5 +1,6 @@
 """The page of a stream, and the two ways to end it."""
 
+import re
 import uuid
 from typing import Any, get_args
 
@@ -45,7 +46,7 @@ def test_the_page_shows_what_is_known(operator, stream_id, key):
         "http://localhost:8889/live/cam7/whep",
         "http://localhost:8888/live/cam7/index.m3u8",
         "rtsp://localhost:8554/live/cam7",
-        "Its encoder was let in.",
+        'Its encoder was let in <span class="dim">from <code>192.0.2.7</code></span>.',
         "It went live.",
     ):
         assert told in page.text, told
@@ -117,6 +118,7 @@ def test_a_stream_that_is_not_live_yet(client, operator, key, conn):
     page = operator.get(f"/console/streams/{one}").text
     assert "Not live yet" in page
     assert "Stop it" in page
+    assert "Where to watch it" in page
 
 
 def test_stopping_holds_the_key_and_is_told_of_in_the_audit_trail(operator, stream_id, conn, key):
@@ -129,7 +131,9 @@ def test_stopping_holds_the_key_and_is_told_of_in_the_audit_trail(operator, stre
     page = operator.get(led.location).text
     assert "The stream is stopped, and its key is refused for a while." in page
     assert "An operator stopped it." in page
-    assert "The stream was stopped by API_SECRET." in page
+    assert "Where to watch it" not in page
+    told = re.sub(r"<[^>]+>", "", page)
+    assert "The stream was stopped by API_SECRET from 127.0.0.1." in told
     trail = {(row["who"], row["action"]) for row in rows(conn, "SELECT who, action FROM audit WHERE kind = 'stream'")}
     assert trail == {("API_SECRET", "stop")}
     again = operator.post(f"{here}/stop")
@@ -149,7 +153,7 @@ def test_revoking_its_key_ends_it(operator, stream_id, conn):
     assert led.location == f"{here}?told=key-revoked"
     assert state(conn) == {"end_reason": "revoked", "kick": True}
     page = operator.get(led.location).text
-    assert "Its stream key was revoked by API_SECRET." in page
+    assert "Its stream key was revoked by API_SECRET " in page
     assert "Its connection is to be closed." in page
 
 

@@ -41,6 +41,7 @@ function become(next) {
   if (next !== "ended") return;
   document.title = `Ended: ${document.title}`;
   place("ending")?.remove(); // with a dialog that is open
+  place("watch")?.remove();
   player.stop("This stream has ended.");
 }
 
@@ -96,5 +97,6 @@ repeat(
       banner(error);
     }
   },
-  () => (status === "ended" ? ENDED_MS : NOW_MS),
+  // Until its connection is closed, which takes a second as a rule, the end is news.
+  () => (status === "ended" && !place("closing") ? ENDED_MS : NOW_MS),
 );
