@@ -80,7 +80,7 @@ def test_what_the_reconciler_found(operator, tick, fake):
     assert "Media server answers" in shown
     assert f"MediaMTX {fake.version}" in shown
     assert "Reconciler at work" in shown
-    assert re.search(r"Lead the \d+\. one", shown)
+    assert re.search(r"Lead number \d+", shown)
     assert "Last look never" not in shown
 
 
