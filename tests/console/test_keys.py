@@ -61,6 +61,9 @@ def test_the_first_key_comes_with_its_broadcaster(operator, api):
     assert (key["broadcaster_id"], key["label"], key["path"]) == (owner["id"], "Drone", "live/drone")
     for path in ("/console/keys", f"/console/keys/{key['id']}", f"/console/broadcasters/{owner['id']}"):
         assert value not in operator.get(path).text
+    for page, query in (("keys", f"stream_key_id={key['id']}"), ("broadcasters", f"broadcaster_id={owner['id']}")):
+        of_it = operator.get(f"/console/{page}/{query.partition('=')[2]}").text
+        assert f'href="/console/history?{query}"' in of_it
 
 
 def test_the_value_lets_an_encoder_in(operator, encoder):
