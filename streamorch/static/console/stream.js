@@ -42,6 +42,9 @@ function become(next) {
   document.title = `Ended: ${document.title}`;
   place("ending")?.remove(); // with a dialog that is open
   place("watch")?.remove();
+  // What was drawn stays; what was so a moment ago is no more.
+  for (const id of ["bitrate-now", "viewers-now"]) place(id).textContent = "";
+  if (!place("bitrate-plot").childElementCount) place("plots").hidden = true;
   player.stop("This stream has ended.");
 }
 
