@@ -274,7 +274,7 @@ def test_whoever_guesses_on_and_on_has_to_wait(make_app):
     assert [answer.status_code for answer in told][:5] == [401] * 5
     assert told[-1].status_code == 429
     assert int(told[-1].headers["Retry-After"]) > 0
-    assert "too many wrong credentials" in told[-1].text
+    assert "Too many wrong credentials" in told[-1].text
     assert visitor.sign_in().status_code == 303
 
 
@@ -314,7 +314,7 @@ def test_an_address_that_is_none_is_a_page(operator):
     missing = operator.get("/console/nowhere")
     assert missing.status_code == 404
     assert missing.content_type == "text/html; charset=utf-8"
-    assert "there is no such page." in missing.text
+    assert "There is no such page." in missing.text
 
 
 def test_what_scripts_ask_for_has_its_problems_as_json(visitor):

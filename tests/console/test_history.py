@@ -281,7 +281,7 @@ def test_the_file_is_made_as_it_is_read(operator, show, monkeypatch):
     assert {one["limit"] for one in asked} == {1}
     other = operator.get("/console/history.csv")
     assert other.status_code == 429
-    assert "another export is being made" in text(other)
+    assert "Another export is being made" in text(other)
     answer.close()
     assert operator.get("/console/history.csv").status_code == 200
 
