@@ -72,6 +72,14 @@ def test_the_value_lets_an_encoder_in(operator, encoder):
     assert encoder.ask(value).status_code == 200
 
 
+@pytest.mark.parametrize("url", ["http://localhost:8889", "http://media.example.org:8889"])
+def test_addresses_of_this_machine_alone_are_told_as_such(url, make_app):
+    visitor = Visitor(make_app(MEDIAMTX_PUBLIC_URL=url))
+    visitor.sign_in()
+    made = new_key(visitor, new_broadcaster="Team 7")
+    assert ("they work on this machine alone" in text(made)) == ("localhost" in url)
+
+
 def test_a_page_that_is_loaded_again_makes_nothing_twice(operator, api):
     fields = {"id": "11111111-1111-4111-8111-111111111111", "owner_id": "22222222-2222-4222-8222-222222222222"}
     assert new_key(operator, new_broadcaster="Team 7", **fields).status_code == 201
