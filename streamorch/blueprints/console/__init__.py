@@ -136,7 +136,7 @@ def require_operator(request: Request, of: Service) -> None:
 
     Problem `unauthorized` without a session, or when its credential is no longer right; `forbidden`, `rate-limited`.
     """
-    session = sessions.read(of.settings.api_secrets, flask.request.cookies.get(sessions.COOKIE, ""), time.time())
+    session = session_of_browser()
     caller = _caller(of, session)
     if session is None or caller is None:
         raise Problem("unauthorized", "nobody has signed in, or the session is over")
@@ -149,6 +149,12 @@ def require_operator(request: Request, of: Service) -> None:
         raise Problem("forbidden", f"this needs the scope operate, and the credential has {caller.scope}")
     if wait := of.writes.take(request.caller):
         raise Problem("rate-limited", "too many changes with this credential", retry_after=wait)
+
+
+def session_of_browser() -> Session | None:
+    """The session that the browser has; None when it has none, or one that is over."""
+    cookie = flask.request.cookies.get(sessions.COOKIE, "")
+    return sessions.read(service().settings.api_secrets, cookie, time.time())
 
 
 def _caller(of: Service, session: Session | None) -> Caller | None:

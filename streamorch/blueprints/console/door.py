@@ -17,6 +17,7 @@ from streamorch.blueprints.console import (
     plain_room,
     remember,
     require_own_form,
+    session_of_browser,
     sessions,
 )
 from streamorch.contract import aside
@@ -63,7 +64,7 @@ def enter() -> Response:
 @aside
 def leave() -> Response:
     """End the session of this browser."""
-    session = sessions.read(service().settings.api_secrets, flask.request.cookies.get(sessions.COOKIE, ""), time.time())
+    session = session_of_browser()
     if session is not None:
         require_own_form(session.token)
     response = done("signed-out", flask.url_for(".sign_in"))

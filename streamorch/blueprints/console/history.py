@@ -14,7 +14,7 @@ from uuid import UUID
 import flask
 import msgspec
 
-from streamorch import keys
+from streamorch import keys, objects
 from streamorch.blueprints import Cursor, Service, Word, after, one_page, query, service
 from streamorch.blueprints.console import lists, page, room, words
 from streamorch.contract import aside
@@ -78,25 +78,21 @@ def index() -> flask.Response:
         owners = broadcasters.page(conn, limit=lists.CHOICES, after=None)
         choices = lists.key_choices(conn, broadcaster_id=wanted.broadcaster_id, chosen=wanted.stream_key_id)
     shown, cursor = one_page(found, _PAGE, bound, lambda stream: (stream.claimed_at, stream.id))
+    given = lists.filters_of_page(WhichStreams)
     return page(
         "history.html",
-        rows=[(stream, _owner(stream)) for stream in shown],
+        rows=[(stream, objects.owner(stream)) for stream in shown],
         cursor=cursor,
         wanted=wanted,
         filters=filters,
-        is_filtered=bool(lists.filters_of_page(WhichStreams)),
+        is_filtered=bool(given),
         owners=owners,
         keys=choices,
         reasons=words.ENDED,
-        export=flask.url_for(".export", **lists.filters_of_page(WhichStreams)),
+        export=flask.url_for(".export", **given),
         most=f"{MOST:,}",
         days=service().settings.history_days,
     )
-
-
-def _owner(stream: Stream) -> streams.Owner:
-    # It comes from the database as bytes, which the API sends on as they are.
-    return msgspec.json.decode(msgspec.json.encode(stream.broadcaster), type=streams.Owner)
 
 
 @bp.get("/history.csv")
@@ -154,7 +150,7 @@ def _batches(of: Service, status: streams.Status, filters: Filters, first: list[
 
 
 def _row(stream: Stream) -> list[str]:
-    owner = _owner(stream)
+    owner = objects.owner(stream)
     return [
         cell(value)
         for value in (

@@ -13,7 +13,7 @@ from streamorch.blueprints import Cursor, accepted, after, identifier, one_page,
 from streamorch.blueprints import broadcasters as broadcasters_api
 from streamorch.blueprints import stream_keys as stream_keys_api
 from streamorch.blueprints.broadcasters import NewBroadcaster
-from streamorch.blueprints.console import done, moment_of, page, room, typed
+from streamorch.blueprints.console import done, lists, moment_of, page, room, typed
 from streamorch.blueprints.stream_keys import RULES, MintedStreamKey, NewStreamKey, Rotation, StreamKeyChanges
 from streamorch.contract import aside
 from streamorch.problems import FieldError, Problem
@@ -23,8 +23,6 @@ from streamorch.repositories.stream_keys import Status
 bp = room("keys")
 
 _PAGE = 100
-# So many a select still shows; of more, those that were made last.
-_CHOICES = 1000
 _RECENT = 10
 
 
@@ -47,7 +45,7 @@ def index() -> flask.Response:
         found = stream_keys.page(
             conn, broadcaster_id=wanted.broadcaster_id, status=wanted.status, limit=_PAGE + 1, after=last
         )
-        owners = broadcasters.page(conn, limit=_CHOICES, after=None)
+        owners = broadcasters.page(conn, limit=lists.CHOICES, after=None)
         names = broadcasters.names(conn, {key.broadcaster_id for key in found})
     keys, cursor = one_page(found, _PAGE, filters, lambda key: (key.created_at, key.id))
     return page("keys.html", keys=keys, names=names, owners=owners, wanted=wanted, cursor=cursor)
@@ -156,7 +154,7 @@ def revoke(stream_key_id: str) -> Response:
 
 def _form(given: Mapping[str, str], errors: list[FieldError], status: int) -> flask.Response:
     with service().database.connection() as conn:
-        owners = broadcasters.page(conn, limit=_CHOICES, after=None)
+        owners = broadcasters.page(conn, limit=lists.CHOICES, after=None)
     # Their ids are the form's, so that a page that is loaded again makes nothing twice.
     ids = {"id": uuid4(), "owner_id": uuid4()}
     return page("key_new.html", status, owners=owners, given=given, errors=errors, ids=ids)

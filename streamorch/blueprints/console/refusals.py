@@ -65,15 +65,16 @@ def index() -> flask.Response:
         shown, cursor = one_page(found, _PAGE, filters, lambda decision: (decision.decided_at, decision.id))
         rows = _rows(conn, shown)
         choices = lists.key_choices(conn, broadcaster_id=None, chosen=wanted.stream_key_id)
+    given = lists.filters_of_page(WhichDecisions)
     return page(
         "refusals.html",
         rows=rows,
         cursor=cursor,
         wanted=wanted,
-        is_filtered=bool(lists.filters_of_page(WhichDecisions)),
+        is_filtered=bool(given),
         keys=choices,
         reasons={slug: problems.TABLE[slug].title for slug in refused.REASONS},
-        news=flask.url_for(".news", **lists.filters_of_page(WhichDecisions)) if last is None else None,
+        news=flask.url_for(".news", **given) if last is None else None,
         days=service().settings.decision_days,
     )
 
