@@ -1,16 +1,16 @@
 """Pages: the contract as a document, a page to try it, one for each problem. For everybody: they hold no secret."""
 
-import hashlib
 import importlib.resources
 import re
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import flask
 import msgspec
 from markupsafe import Markup, escape
 
-from streamorch import openapi
+from streamorch import assets, openapi
+from streamorch.blueprints import as_flask
 from streamorch.contract import JSON, Answer, Operation, aside
 from streamorch.problems import TABLE, Problem
 
@@ -27,24 +27,16 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 _OURS = ("pages.css", "docs.js")
 _SWAGGER_UI = ("swagger-ui.css", "swagger-ui-bundle.js")
 
 
-class Assets(NamedTuple):
-    """The files that pages load, by name, and their edition, a hash of them all, which is part of their addresses."""
-
-    edition: str
-    files: dict[str, bytes]
-
-
 @cache
-def _assets() -> Assets:
+def _assets() -> assets.Assets:
     ours, theirs = importlib.resources.files("streamorch"), importlib.resources.files("flask_swagger_ui")
     files = {name: (ours / "static" / name).read_bytes() for name in _OURS}
     files |= {name: (theirs / "dist" / name).read_bytes() for name in _SWAGGER_UI}
-    return Assets(hashlib.sha256(b"".join(files.values())).hexdigest()[:16], files)
+    return assets.of(files)
 
 
 @cache
@@ -81,12 +73,7 @@ def docs() -> flask.Response:
 @aside
 def asset(edition: str, name: str) -> flask.Response:
     """A file that a page loads; in its edition it never changes."""
-    assets = _assets()
-    if edition != assets.edition or name not in assets.files:
-        raise Problem("not-found", "no such file")
-    made = flask.Response(assets.files[name], content_type=_TYPES[name.rpartition(".")[2]], headers=_HEADERS)
-    made.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-    return made
+    return as_flask(assets.answer(_assets(), edition, name, _HEADERS))
 
 
 @bp.get("/errors")

@@ -6,10 +6,10 @@ import time
 import flask
 from werkzeug.wrappers import Response
 
-from streamorch.blueprints import asked, refuse_guess, service
+from streamorch import assets
+from streamorch.blueprints import as_flask, asked, refuse_guess, service
 from streamorch.blueprints.console import (
     PREFIX,
-    assets,
     done,
     forget,
     keep,
@@ -20,9 +20,9 @@ from streamorch.blueprints.console import (
     session_of_browser,
     sessions,
 )
+from streamorch.blueprints.console.assets import own
 from streamorch.contract import aside
 from streamorch.keys import redact
-from streamorch.problems import Problem
 
 log = logging.getLogger(__name__)
 
@@ -76,18 +76,12 @@ def leave() -> Response:
 @aside
 def asset(edition: str, name: str) -> flask.Response:
     """A file that a page loads; in its edition it never changes."""
-    known = assets.assets()
-    if edition != known.edition or name not in known.files:
-        raise Problem("not-found", "no such file")
-    made = flask.Response(known.files[name], content_type=assets.content_type(name))
-    made.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-    made.headers["X-Content-Type-Options"] = "nosniff"
-    return made
+    return as_flask(assets.answer(own(), edition, name, {"X-Content-Type-Options": "nosniff"}))
 
 
 @bp.app_template_global("console_asset")
 def _address(name: str) -> str:
-    return flask.url_for("console_door.asset", edition=assets.assets().edition, name=name)
+    return flask.url_for("console_door.asset", edition=own().edition, name=name)
 
 
 def _form(status: int, wrong: str | None) -> flask.Response:
