@@ -13,6 +13,8 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAX_CONNECTIONS = 25
 _MIN_CONNECTIONS = 5
+_SAFE_LENGTH = 12  # characters of a secret: 72 bits when it is minted
+_MINTED = "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 _TRUTHS = {
     "": None,
     "true": True,
@@ -99,9 +101,23 @@ class Settings:
         """Connections that one worker keeps open."""
         return min(self.pool_max_size, -(-_MIN_CONNECTIONS // self.workers))
 
+    @property
+    def short_secrets(self) -> list[str]:
+        """The names of the settings with a secret that is short enough to be guessed."""
+        of = {
+            "API_SECRET": self.api_secrets,
+            "MEDIAMTX_CALLBACK_SECRET": self.callback_secrets,
+            "METRICS_SECRET": (self.metrics_secret,),
+            "READ_SECRET": (self.read_secret,),
+        }
+        return [name for name, values in of.items() if any(value and len(value) < _SAFE_LENGTH for value in values)]
+
     def advice(self) -> list[str]:
         """What an operator should know about these settings, a line each, said once at start."""
-        lines = []
+        lines = [
+            f"{name} is shorter than {_SAFE_LENGTH} characters: it can be guessed; {_MINTED}"
+            for name in self.short_secrets
+        ]
         if self.callback_secret is None:
             lines.append("MEDIAMTX_CALLBACK_SECRET is not set: whoever reaches this port may play the media server")
         if self.read_policy == "public":
@@ -120,9 +136,7 @@ class Settings:
             raise SettingError("METRICS_PORT is API_PORT; leave it out, and the metrics are there")
         api_secrets = env.secrets("API_SECRET")
         if not api_secrets:
-            raise SettingError(
-                "API_SECRET is not set; make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
-            )
+            raise SettingError(f"API_SECRET is not set; {_MINTED}")
         read_policy = env.choice("READ_POLICY", "public", ("public", "secret", "deny"))
         read_secret = env.secret("READ_SECRET")
         if read_policy == "secret" and not read_secret:

@@ -41,11 +41,11 @@ ENVIRON = {
     "MEDIAMTX_CALLBACK_SECRET": SECRET,
     "METRICS_SECRET": "metrics-secret",
     "READ_POLICY": "secret",
-    "READ_SECRET": "read-secret",
+    "READ_SECRET": "the-read-secret",
 }
 NOBODY = Absent("nobody listens there", "refused")
 # None of these may ever be said.
-UNSAYABLE = ("hush", "db-password", "api-secret-of", "metrics-secret", "read-secret", "old-secret")
+UNSAYABLE = ("hush", "db-password", "api-secret-of", "metrics-secret", "read-secret", "the-old-secret")
 
 
 def numbers(version: str) -> mediamtx_config.Version:
@@ -142,7 +142,7 @@ def test_the_configuration_that_we_print_is_right(version, hooks, secret):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_files_of_the_project_are_right(version):
-    settings = Settings.from_env({"DATABASE_URL": "postgresql:///x", "API_SECRET": "x"})
+    settings = Settings.from_env({"DATABASE_URL": "postgresql:///x", "API_SECRET": "of-some-length"})
     name = "mediamtx.yml" if numbers(version) >= mediamtx_config.CURRENT else "mediamtx-before-1.19.3.yml"
     fake = FakeMediaMTX(version)
     fake.load((ROOT / "mediamtx" / name).read_text())
@@ -239,7 +239,13 @@ PLANTED: dict[str, tuple[Callable[[FakeMediaMTX], Any], str, str, str, str]] = {
     "another place": (in_address("/auth", "/auth/"), "auth-address", "wrong", "asks for /auth/", AUTH_LINE),
     "https by mistake": (in_address("http:", "https:"), "auth-address", "wrong", "uses https", AUTH_LINE),
     "no secret": (in_address(IN_URL, ""), "auth-address", "wrong", "lacks MEDIAMTX_CALLBACK_SECRET", AUTH_LINE),
-    "an old secret": (in_address("hush-hush%201%2F2", "old-secret"), "auth-address", "wrong", "another s", AUTH_LINE),
+    "an old secret": (
+        in_address("hush-hush%201%2F2", "the-old-secret"),
+        "auth-address",
+        "wrong",
+        "another s",
+        AUTH_LINE,
+    ),
     "another node": (in_address("/auth", "/auth?node=b"), "auth-address", "wrong", "the node 'b'", AUTH_LINE),
     "no URL": (option("authHTTPAddress", "http://[::1/auth"), "auth-address", "wrong", "is no URL", AUTH_LINE),
     "anybody may publish": (exclude("publish"), "auth-exclude", "wrong", "may publish", "authHTTPExclude: []"),
@@ -282,7 +288,7 @@ PLANTED: dict[str, tuple[Callable[[FakeMediaMTX], Any], str, str, str, str]] = {
     ),
     "a hook without the secret": (in_hook(end_of, IN_URL, ""), "hooks", "wrong", "lacks MEDIAMTX_", "mediamtx:SECRET@"),
     "a hook with an old one": (
-        in_hook(start_of, "hush-hush%201%2F2", "old-secret"),
+        in_hook(start_of, "hush-hush%201%2F2", "the-old-secret"),
         "hooks",
         "wrong",
         "another secret",
@@ -698,7 +704,8 @@ def test_the_secret_of_a_hook_may_come_in_a_header(header):
 def test_a_secret_that_is_to_go_works_and_the_lines_to_change_are_told(version, hooks):
     """Before it is taken out of the list; when those lines are changed all is well, and stays so without it."""
     old, both, new = (
-        read(MEDIAMTX_CALLBACK_SECRET=text) for text in ("hush-old $1", "hush-new,hush-old $1", "hush-new")
+        read(MEDIAMTX_CALLBACK_SECRET=text)
+        for text in ("hush-hush-old $1", "hush-hush-new,hush-hush-old $1", "hush-hush-new")
     )
     fake = configured(version, old, hooks=hooks)
     findings = doctor.judge(well(fake, both))
@@ -715,7 +722,7 @@ def test_a_secret_that_is_to_go_works_and_the_lines_to_change_are_told(version, 
 
 
 def test_the_first_of_the_list_is_no_older_one_if_it_stands_there_twice():
-    settings = read(MEDIAMTX_CALLBACK_SECRET="hush-1,hush-2,hush-1")
+    settings = read(MEDIAMTX_CALLBACK_SECRET="hush-hush-01,hush-hush-02,hush-hush-01")
     fake = configured("v1.20.1", settings)
     in_hook(start_of, "-sS", "-sS -m 9")(fake)  # not as we print it, so it is looked into
     assert not_well(doctor.judge(well(fake, settings))) == {}
@@ -725,7 +732,7 @@ def test_another_secret_in_a_header_is_none():
     settings = read()
     fake = configured("v1.20.1", settings)
     in_hook(start_of, IN_URL, "")(fake)
-    in_hook(start_of, "-sS", "-sS -H 'Authorization: Bearer old-secret'")(fake)
+    in_hook(start_of, "-sS", "-sS -H 'Authorization: Bearer the-old-secret'")(fake)
     findings = doctor.judge(well(fake, settings))
     assert not_well(findings) == {"hooks": "wrong"}
     assert "lacks MEDIAMTX_CALLBACK_SECRET" in finding(findings, "hooks").text
@@ -744,6 +751,9 @@ def test_a_public_read_policy_has_nothing_to_protect():
         ({"API_SECRET": ""}, "wrong", "API_SECRET"),
         ({"LOG_LEVEL": "loud"}, "wrong", "LOG_LEVEL"),
         ({"API_HOST": "192.0.2.1", "MEDIAMTX_CALLBACK_SECRET": ""}, "warning", "MEDIAMTX_CALLBACK_SECRET="),
+        ({"API_HOST": "192.0.2.1", "METRICS_PORT": "9464", "METRICS_SECRET": ""}, "warning", "METRICS_SECRET="),
+        ({"API_SECRET": "short"}, "warning", "API_SECRET=… , a new one before the old: NEW,OLD"),
+        ({"READ_SECRET": "short"}, "warning", "READ_SECRET=… , a longer one"),
     ],
 )
 def test_the_settings(environ, state, mend, tmp_path):
@@ -883,7 +893,10 @@ def test_what_is_wrong_over_the_wire(place, port, make_app):
         nobody = free_port()
         place |= {"MEDIAMTX_API_URL": fake.url, "MEDIAMTX_RTMP_URL": f"rtmp://127.0.0.1:{nobody}"}
         fake.load(mediamtx_config.config(Settings.from_env(place)))
-        fake.options |= {"authMethod": "internal", "authHTTPAddress": f"http://x:old-secret@127.0.0.1:{nobody}/auth"}
+        fake.options |= {
+            "authMethod": "internal",
+            "authHTTPAddress": f"http://x:the-old-secret@127.0.0.1:{nobody}/auth",
+        }
         fake.clock_ahead = 100
         with serving(make_app(**place), port):
             findings = doctor.examine(place)
@@ -912,8 +925,8 @@ def test_who_answers_at_another_address_is_asked_without_a_credential(place, por
 
 
 def test_a_credential_of_mediamtx_is_not_sent():
-    with FakeMediaMTX("v1.20.1", user="x", password="old-secret") as other:
-        address = f"{other.url.replace('//', '//x:old-secret@')}/auth"
+    with FakeMediaMTX("v1.20.1", user="x", password="the-old-secret") as other:
+        address = f"{other.url.replace('//', '//x:the-old-secret@')}/auth"
         asked = asking._who_is_asked(address, read())
     assert isinstance(asked, Instance)
     assert asked.status == 401

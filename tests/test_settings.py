@@ -7,7 +7,7 @@ import pytest
 from streamorch import signing
 from streamorch.settings import SettingError, Settings
 
-NEEDED = {"DATABASE_URL": "postgresql://u:hush@h/db", "API_SECRET": "secret"}
+NEEDED = {"DATABASE_URL": "postgresql://u:hush@h/db", "API_SECRET": "this-is-the-secret"}
 DEFAULTS = {
     "api_host": "127.0.0.1",
     "api_port": 8080,
@@ -51,8 +51,8 @@ def refusal(**environ):
 def test_two_settings_are_needed_and_the_others_have_defaults():
     settings = read()
     assert {name: getattr(settings, name) for name in DEFAULTS} == DEFAULTS
-    assert (settings.database_url, settings.api_secrets) == (NEEDED["DATABASE_URL"], ("secret",))
-    assert settings.mediamtx_api_passwords == (signing.media_server_password("secret"),)
+    assert (settings.database_url, settings.api_secrets) == (NEEDED["DATABASE_URL"], (NEEDED["API_SECRET"],))
+    assert settings.mediamtx_api_passwords == (signing.media_server_password(NEEDED["API_SECRET"]),)
     assert str(settings.home) == ".streamorch"
 
 
@@ -278,12 +278,26 @@ def test_an_open_door_is_told_at_start():
     callback, policy = read().advice()
     assert "MEDIAMTX_CALLBACK_SECRET" in callback
     assert "READ_POLICY" in policy
-    assert read(MEDIAMTX_CALLBACK_SECRET="x", READ_POLICY="deny").advice() == []
-    (metrics,) = read(MEDIAMTX_CALLBACK_SECRET="x", READ_POLICY="deny", METRICS_PORT="9464").advice()
+    closed = {"MEDIAMTX_CALLBACK_SECRET": "x" * 12, "READ_POLICY": "deny"}
+    assert read(**closed).advice() == []
+    (metrics,) = read(**closed, METRICS_PORT="9464").advice()
     assert "METRICS_SECRET is not set" in metrics
-    quiet = {"METRICS_SECRET": "x"}, {"METRICS_ENABLED": "false"}
+    quiet = {"METRICS_SECRET": "x" * 12}, {"METRICS_ENABLED": "false"}
     for more in quiet:
-        assert read(MEDIAMTX_CALLBACK_SECRET="x", READ_POLICY="deny", METRICS_PORT="9464", **more).advice() == []
+        assert read(**closed, METRICS_PORT="9464", **more).advice() == []
+
+
+@pytest.mark.parametrize("name", ["API_SECRET", "MEDIAMTX_CALLBACK_SECRET", "METRICS_SECRET", "READ_SECRET"])
+def test_a_secret_that_can_be_guessed_is_told_at_start_and_not_shown(name):
+    closed = {"MEDIAMTX_CALLBACK_SECRET": "x" * 12, "READ_POLICY": "deny"}
+    (line,) = read(**closed | {name: "hush-hush-1"}).advice()
+    assert line.startswith(f"{name} is shorter than 12 characters")
+    assert "hush" not in line
+    assert read(**closed | {name: "hush-hush-12"}).advice() == []
+
+
+def test_each_of_several_secrets_must_be_long():
+    assert read(API_SECRET=f"{'x' * 12},short").short_secrets == ["API_SECRET"]
 
 
 def test_a_secret_that_no_header_can_carry_stops_the_start():

@@ -17,6 +17,7 @@ from streamorch.doctor.verdicts import (
     wrong,
 )
 
+_LISTS = ("API_SECRET", "MEDIAMTX_CALLBACK_SECRET")  # settings that hold several, so that one changes without a gap
 # A claim takes one or two round trips, and MediaMTX asks one question at a time.
 _SLOW_SECONDS, _TOO_SLOW_SECONDS = 0.010, 0.200
 # Leases, holds and expiry go by the database's clock; times in logs and signed requests by this machine's.
@@ -28,13 +29,33 @@ def settings(facts: Facts) -> Verdict:
     found = facts.settings
     if isinstance(found, Absent):
         return wrong(found.reason, setting(f"correct {found.reason.split()[0].rstrip(':')}"))
-    if found.callback_secret is None and not is_loopback(found.api_host):
-        return warning(
-            f"MEDIAMTX_CALLBACK_SECRET is not set: whoever reaches {found.api_host}:{found.api_port} may play the media"
-            " server",
-            setting("MEDIAMTX_CALLBACK_SECRET=… ; then `streamorch mediamtx-config` prints MediaMTX's lines with it"),
+    is_open = not is_loopback(found.api_host)
+    flaws = []
+    if is_open and found.callback_secret is None:
+        flaws.append(
+            warning(
+                f"MEDIAMTX_CALLBACK_SECRET is not set: whoever reaches {found.api_host}:{found.api_port} may play the"
+                " media server",
+                setting(
+                    "MEDIAMTX_CALLBACK_SECRET=… ; then `streamorch mediamtx-config` prints MediaMTX's lines with it"
+                ),
+            )
         )
-    return ok(f"they can be read; READ_POLICY is {found.read_policy}")
+    if is_open and found.metrics_enabled and found.metrics_port is not None and found.metrics_secret is None:
+        flaws.append(
+            warning(
+                f"METRICS_SECRET is not set: whoever reaches {found.api_host}:{found.metrics_port} reads the metrics",
+                setting("METRICS_SECRET=… , which the scraper sends as Bearer"),
+            )
+        )
+    flaws += [
+        warning(
+            f"{name} is short enough to be guessed",
+            setting(f"{name}=… , a new one before the old: NEW,OLD" if name in _LISTS else f"{name}=… , a longer one"),
+        )
+        for name in found.short_secrets
+    ]
+    return worst(flaws, ok(f"they can be read; READ_POLICY is {found.read_policy}"))
 
 
 # --- the database ----------------------------------------------------------------------------------------------
