@@ -76,6 +76,7 @@ def test_the_spans_of_a_publish_are_joined_and_hold_no_secret(start):
         service = start(
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
             MEDIAMTX_API_URL=fake.url,
+            RECONCILE_SECONDS="60",  # one tick at the start; the next must not be the one that kicks
             MEDIAMTX_CALLBACK_SECRET=f"{CALLBACK_SECRET},{OLDER_CALLBACK_SECRET}",
             METRICS_SECRET=METRICS_SECRET,
             READ_POLICY="secret",
