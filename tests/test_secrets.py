@@ -96,6 +96,7 @@ class Life:
     key: str = ""
     replaced_key: str = ""  # its value before, which works on beside it
     client: str = ""
+    console_client: str = ""  # the same, made in the console
     is_broken: bool = False  # on purpose: 503 is right
     answers: list[bytes] = field(default_factory=list)
     printed: list[bytes] = field(default_factory=list)
@@ -105,8 +106,9 @@ class Life:
 
     @property
     def secrets(self) -> dict[str, str]:
-        clients = {"a client's secret": self.client, "a stray secret": STRAY_SECRET}
-        return PLANTED | {"a key": self.key, "a replaced key": self.replaced_key, "a stray key": STRAY} | clients
+        clients = {"a client's secret": self.client, "one made in the console": self.console_client}
+        strays = {"a stray key": STRAY, "a stray secret": STRAY_SECRET}
+        return PLANTED | {"a key": self.key, "a replaced key": self.replaced_key} | clients | strays
 
     def call(self, method: str, path: str, *, is_secret: bool = False, **more: Any) -> requests.Response:
         """One request; its answer is kept, head and body, unless it is the one that tells a key.
@@ -291,6 +293,8 @@ def look_at_the_console(life: Life, stream_key_id: str, broadcaster_id: str) -> 
         "/broadcasters",
         "/history",
         "/refusals",
+        "/clients",
+        "/clients/new",
         "/system",
         "/none",
     )
@@ -302,6 +306,25 @@ def look_at_the_console(life: Life, stream_key_id: str, broadcaster_id: str) -> 
     assert token
     for fields in ({"label": life.key}, {"path": life.key}, {"expires_at": life.key}, {"secret": life.key}):
         life.call("POST", "/console/keys/new", headers=cookie, data={"token": token[1], **fields})
+    make_a_client_in_the_console(life, {"headers": cookie}, token[1])
+
+
+def make_a_client_in_the_console(life: Life, session: dict[str, Any], token: str) -> None:
+    """Its secret is in one answer; the same form again, its page, and what it is asked with a secret in a field."""
+    form = {"token": token, "id": str(uuid.uuid4()), "name": "Wall", "scope": "read"}
+    made = life.call("POST", "/console/clients/new", is_secret=True, data=form, **session)
+    shown = re.search(r'<code id="secret"[^>]*>(sc_\w{43})<', made.text)
+    assert shown
+    life.console_client = shown[1]
+    assert life.call("GET", "/streams", headers={"Authorization": f"Bearer {life.console_client}"}).status_code == 200
+    assert life.call("POST", "/console/clients/new", data=form, **session).status_code == 409
+    for name in ("name", "scope", "expires_at", "id"):
+        odd = form | {name: life.console_client}
+        assert life.call("POST", "/console/clients/new", data=odd, **session).status_code in (400, 409)
+    for path in ("/console/clients", "/console/system", "/api-clients", "/audit"):
+        life.call("GET", path, **(session if path.startswith("/console") else {}))
+    revoke = f"/console/clients/{form['id']}/revoke"
+    assert life.call("POST", revoke, data={"token": token}, allow_redirects=False, **session).status_code == 303
 
 
 def use_a_client(life: Life, client_id: str) -> None:

@@ -37,7 +37,8 @@ bp.before_request(first(require_api_caller))
 Name = Annotated[
     str, msgspec.Meta(min_length=1, max_length=255, extra_json_schema={"not": {"pattern": keys.FORM.pattern}})
 ]
-_RULES = {"name": name_refusal}
+RULES = {"name": name_refusal}
+NAME_TAKEN = "an API client with this name exists"
 
 
 class NewAPIClient(msgspec.Struct, frozen=True):
@@ -128,7 +129,12 @@ def create() -> flask.Response:
     client has who is not revoked. `read` is for every GET but those of API clients and the audit trail, `operate` also
     steers broadcasters, stream keys and streams, `admin` may all.
     """
-    new = body(NewAPIClient, rules=_RULES)
+    made = make(body(NewAPIClient, rules=RULES))
+    return created(made, flask.url_for(".show", api_client_id=made.id))
+
+
+def make(new: NewAPIClient) -> MadeAPIClient:
+    """Make this client. Problem `conflict` when its id is taken, or its name, which says NAME_TAKEN."""
     client_id = new.id or uuid4()
     secret = keys.mint_client_secret()
     with service().database.connection(actor=actor()) as conn:
@@ -143,11 +149,10 @@ def create() -> flask.Response:
         )
         made = api_clients.get(conn, client_id) if outcome == "created" else None
     if outcome == "name-taken":
-        raise Problem("conflict", _NAME_TAKEN)
+        raise Problem("conflict", NAME_TAKEN)
     if made is None:
         raise Problem("conflict", "an API client with this id exists")
-    told = MadeAPIClient(**msgspec.structs.asdict(made), secret=secret)
-    return created(told, flask.url_for(".show", api_client_id=client_id))
+    return MadeAPIClient(**msgspec.structs.asdict(made), secret=secret)
 
 
 @bp.get("/<api_client_id>")
@@ -175,14 +180,14 @@ def change(api_client_id: str) -> flask.Response:
     It holds within two seconds. A revoked client stays as it is: 409.
     """
     wanted = identifier(api_client_id)
-    changes = given(body(APIClientChanges, rules=_RULES))
+    changes = given(body(APIClientChanges, rules=RULES))
     with service().database.connection(actor=actor()) as conn:
         outcome = api_clients.update(conn, wanted, changes)
         found = api_clients.get(conn, wanted) if outcome == "updated" else None
     if outcome == "revoked":
         raise Problem("conflict", "the API client is revoked")
     if outcome == "name-taken":
-        raise Problem("conflict", _NAME_TAKEN)
+        raise Problem("conflict", NAME_TAKEN)
     if found is None:
         raise Problem("not-found", "no such API client")
     return answer(found)
@@ -195,11 +200,13 @@ def revoke(api_client_id: str) -> flask.Response:
 
     204, and 204 again: within two seconds nobody calls with its secret. It stays in the list, and its name is free.
     """
-    with service().database.connection(actor=actor()) as conn:
-        outcome = api_clients.revoke(conn, identifier(api_client_id))
-    if outcome == "not-found":
-        raise Problem("not-found", "no such API client")
+    take_back(identifier(api_client_id))
     return no_content()
 
 
-_NAME_TAKEN = "an API client with this name exists"
+def take_back(wanted: UUID) -> None:
+    """Revoke this client. Problem `not-found`."""
+    with service().database.connection(actor=actor()) as conn:
+        outcome = api_clients.revoke(conn, wanted)
+    if outcome == "not-found":
+        raise Problem("not-found", "no such API client")

@@ -38,6 +38,8 @@ LIVE = (
         "rtmp",
     ),
 )
+# Who may call; the last one had its secret taken back.
+CLIENTS = (("Watch page", "read"), ("Control room", "operate"), ("Duty officer", "admin"), ("Old stage", "operate"))
 _FORMATS = {"rtmp": ("flv",), "srt": ("mpegts",), "rtsp": ("rtsp", "-rtsp_transport", "tcp")}
 
 
@@ -81,6 +83,9 @@ def a_day(world: World) -> Iterator[dict[str, str]]:
             else:
                 api("DELETE", f"/stream-keys/{made['id']}")
                 ids["revoked"] = made["publish"]["rtmp"]
+        for name, scope in CLIENTS:
+            made = api("POST", "/api-clients", json={"name": name, "scope": scope})
+        api("DELETE", f"/api-clients/{made['id']}")
         for owner, label, path, source, protocol in LIVE:
             made = key(owner, label, path)
             ids.setdefault("key", made["id"])
@@ -114,6 +119,8 @@ def pages(ids: dict[str, str]) -> dict[str, str]:
         "broadcaster": f"/console/broadcasters/{ids['broadcaster']}",
         "history": "/console/history",
         "refusals": "/console/refusals",
+        "clients": "/console/clients",
+        "new-client": "/console/clients/new",
         "system": "/console/system",
     }
 

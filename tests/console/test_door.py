@@ -63,6 +63,37 @@ def test_every_page_wants_a_session(app, client):
             assert led.location.startswith("/console/sign-in?"), rule
 
 
+def changing(app):
+    """The address of each form that changes something, with a UUID and a word where it takes one."""
+    for rule in app.url_map.iter_rules():
+        room = rule.endpoint.partition(".")[0]
+        if room.startswith("console_") and room != "console_door" and "POST" in (rule.methods or set()):
+            path = re.sub(r"<any\((\w+).*?>", r"\1", rule.rule)
+            yield re.sub("<.+?>", "00000000-0000-4000-8000-000000000000", path)
+
+
+def test_no_form_does_anything_without_the_token_of_its_session(app, operator):
+    stranger = Visitor(app)
+    stranger.sign_in()
+    paths = list(changing(app))
+    assert len(paths) > 12
+    for path in paths:
+        for fields in ({}, {"token": "0" * 64}, {"token": stranger.token()}):
+            refused = operator.client.post(path, data=fields)
+            assert refused.status_code == 403, path
+            assert "not sent by a page of your session" in refused.text
+
+
+@pytest.mark.parametrize("scope", ["read", "operate"])
+def test_no_form_does_anything_for_whose_scope_is_too_small(scope, app, make_client):
+    visitor = Visitor(app)
+    visitor.sign_in(make_client(scope).secret)
+    token = visitor.token()
+    for path in changing(app):
+        status = visitor.client.post(path, data={"token": token}).status_code
+        assert (status == 403) == (scope == "read" or path.startswith("/console/clients")), path
+
+
 def test_a_wrong_secret_is_told_and_not_shown(visitor):
     refused = visitor.sign_in("hunter2-wrong")
     assert refused.status_code == 401

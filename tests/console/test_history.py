@@ -117,13 +117,14 @@ def test_a_filter_that_is_none_is_a_problem(page, query, operator):
     assert f"<code>{query.partition('=')[0]}</code>" in refused.text
 
 
-@pytest.mark.parametrize("page", ["history", "refusals", "system"])
+@pytest.mark.parametrize("page", ["history", "refusals", "clients", "system"])
 def test_what_is_no_filter_leads_nowhere_else(page, operator, api, show, encoder, conn, monkeypatch):
-    for room, size in (("history", "_PAGE"), ("refusals", "_PAGE"), ("system", "_CHANGES")):
+    for room, size in (("history", "_PAGE"), ("refusals", "_PAGE"), ("clients", "_PAGE"), ("system", "_CHANGES")):
         monkeypatch.setattr(f"streamorch.blueprints.console.{room}.{size}", 1)
-    for _ in range(2):
+    for number in range(2):
         show()
         decisions.note(conn, [Refusal("invalid-stream-key")])
+        api.post("/api-clients", json={"name": f"Wall {number}", "scope": "read"})
         api.post("/broadcasters", json={"display_name": "Team 7"})
     odd = {"_scheme": "javascript", "_external": "1", "_anchor": "x", "_method": "POST", "endpoint": "x", "values": "x"}
     shown = operator.get(f"/console/{page}", query_string=odd | {"told": "signed-out"})

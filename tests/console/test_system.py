@@ -402,7 +402,9 @@ class TestInABrowser:
         expect(page.get_by_role("heading", name="Media server answers")).to_be_visible(timeout=20_000)
 
     @pytest.mark.parametrize("width", [360, 1280])
-    @pytest.mark.parametrize(("room", "seconds"), [("history", 1), ("refusals", 3), ("system", 6)])
+    @pytest.mark.parametrize(
+        ("room", "seconds"), [("history", 1), ("refusals", 3), ("clients", 1), ("clients/new", 1), ("system", 6)]
+    )
     def test_nothing_jumps(self, room, seconds, width, open_page):
         """As long as it takes a page to ask again. (A figure that becomes longer may take another line on a phone.)"""
         page: Page = open_page(f"/console/{room}", viewport={"width": width, "height": 800})

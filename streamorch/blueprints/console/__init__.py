@@ -3,8 +3,8 @@
 How a page is made:
 
 - A module of its own here, with `bp = room("name")`: its views are for who has signed in, its problems become pages.
-  `rooms.py` lists the rooms. A view calls the repositories, as the API's do, and returns `page("name.html", ...)`. It
-  is declared with `@aside`: it is none of the contract.
+  `room("name", scope="admin")` is for that scope alone. `rooms.py` lists the rooms. A view calls the repositories, as
+  the API's do, and returns `page("name.html", ...)`. It is declared with `@aside`: it is none of the contract.
 - A form is a POST, made with the macro `form`, which carries the token that the guard asks for; the view does what was
   asked with `actor()`, and answers `done("key-revoked", url)`: a redirect, and the sentence of `SENTENCES` on the page
   that follows. Whoever may only read is refused by the guard, and sees no form: `operator.may_operate`.
@@ -12,7 +12,7 @@ How a page is made:
   application/json`, and have a problem as JSON then.
 - Its template extends `console/base.html` and uses the macros of `console/macros.html`; its script is a module in
   `static/console`, named in the block `head`. Nothing in the text of a page runs: no inline script or style.
-- Its place in the navigation is a line of `NAVIGATION`.
+- Its place in the navigation is a line of `NAVIGATION`, shown to the scope that the room is for.
 - Its tests are in tests/console: what a browser is not needed for in test_<page>.py, the rest marked `browser`.
 """
 
@@ -20,7 +20,7 @@ import dataclasses
 import io
 import re
 import time
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 from uuid import UUID
@@ -35,7 +35,7 @@ from streamorch import __version__, problems, signing, tables
 from streamorch.blueprints import Service, as_flask, asked, first, service
 from streamorch.blueprints.console import sessions, words
 from streamorch.blueprints.console.sessions import Session
-from streamorch.callers import API_SECRET, Caller
+from streamorch.callers import API_SECRET, Caller, Scope
 from streamorch.exchange import Request
 from streamorch.keys import redact
 from streamorch.problems import Problem
@@ -47,11 +47,12 @@ _LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 
 
 class Entry(NamedTuple):
-    """A page in the navigation: its view, its name, and the key that leads there after `g`."""
+    """A page in the navigation: its view, its name, the key that leads there after `g`, and for which scope it is."""
 
     endpoint: str
     name: str
     key: str
+    scope: Scope = "read"
 
 
 NAVIGATION = (
@@ -60,6 +61,7 @@ NAVIGATION = (
     Entry("console_broadcasters.index", "Broadcasters", "b"),
     Entry("console_history.index", "History", "h"),
     Entry("console_refusals.index", "Refusals", "r"),
+    Entry("console_clients.index", "API clients", "c", "admin"),
     Entry("console_system.index", "System", "s"),
 )
 
@@ -77,6 +79,7 @@ SENTENCES = {
     "broadcaster-disable": "The broadcaster is disabled, and all its streams have ended.",
     "broadcaster-enable": "The broadcaster may publish again.",
     "broadcaster-deleted": "The broadcaster is deleted, and its keys are revoked.",
+    "client-revoked": "The API client is revoked: within two seconds its secret lets nobody in.",
     "session-over": "Your session is over. Sign in again: nothing was changed.",
     "stream-stopped": "The stream is stopped, and its key is refused for a while.",
     "stream-had-ended": "The stream had ended already.",
@@ -96,14 +99,14 @@ class Operator(NamedTuple):
 
     @property
     def may_administer(self) -> bool:
-        """May it see who changed what?"""
+        """May it see API clients, and who changed what?"""
         return self.caller.may("admin")
 
 
-def room(name: str) -> flask.Blueprint:
-    """A blueprint for pages that are shown to who has signed in."""
+def room(name: str, *, scope: Scope = "read") -> flask.Blueprint:
+    """A blueprint for pages that are shown to who has signed in with this scope, or with more."""
     bp = plain_room(name)
-    bp.before_request(first(require_operator))
+    bp.before_request(first(partial(require_operator, scope=scope)))
     bp.after_request(_renewed)
     return bp
 
@@ -131,8 +134,8 @@ def _keep_body() -> None:
 # --- who looks --------------------------------------------------------------------------------------------
 
 
-def require_operator(request: Request, of: Service) -> None:
-    """Guard of the pages: a session; for a POST its token, a scope that may operate, and the allowance for writes.
+def require_operator(request: Request, of: Service, *, scope: Scope) -> None:
+    """Guard of the pages: a session of this scope; for a POST its token, `operate` at least, the allowance for writes.
 
     Problem `unauthorized` without a session, or when its credential is no longer right; `forbidden`, `rate-limited`.
     """
@@ -142,12 +145,13 @@ def require_operator(request: Request, of: Service) -> None:
         raise Problem("unauthorized", "nobody has signed in, or the session is over")
     request.caller = caller.name
     flask.g.operator = Operator(caller, session)
-    if request.method in ("GET", "HEAD"):
-        return
-    require_own_form(session.token)
-    if not caller.may("operate"):
-        raise Problem("forbidden", f"this needs the scope operate, and the credential has {caller.scope}")
-    if wait := of.writes.take(request.caller):
+    is_change = request.method not in ("GET", "HEAD")
+    if is_change:
+        require_own_form(session.token)
+    needs: Scope = "operate" if is_change and scope == "read" else scope
+    if not caller.may(needs):
+        raise Problem("forbidden", f"this needs the scope {needs}, and the credential has {caller.scope}")
+    if is_change and (wait := of.writes.take(request.caller)):
         raise Problem("rate-limited", "too many changes with this credential", retry_after=wait)
 
 
@@ -216,9 +220,10 @@ def forget(response: Response, cookie: str) -> None:
 
 def page(name: str, status: int = 200, **told: object) -> flask.Response:
     """A page of this template. No other host's script runs in it, none of its own text, and no one keeps it."""
+    looks: Operator | None = flask.g.get("operator")
     told |= {
-        "navigation": NAVIGATION,
-        "operator": flask.g.get("operator"),
+        "navigation": [entry for entry in NAVIGATION if looks and looks.caller.may(entry.scope)],
+        "operator": looks,
         "sentence": SENTENCES.get(flask.request.args.get("told", "")),
         "version": __version__,
         "with_cursor": with_cursor,

@@ -1,5 +1,5 @@
 """The rooms of the console, for the application."""
 
-from streamorch.blueprints.console import broadcasters, door, history, keys, refusals, streams, system, wall
+from streamorch.blueprints.console import broadcasters, clients, door, history, keys, refusals, streams, system, wall
 
-ROOMS = (door.bp, keys.bp, broadcasters.bp, streams.bp, history.bp, refusals.bp, system.bp, wall.bp)
+ROOMS = (door.bp, keys.bp, broadcasters.bp, streams.bp, history.bp, refusals.bp, clients.bp, system.bp, wall.bp)
