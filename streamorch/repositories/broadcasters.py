@@ -1,7 +1,7 @@
 """Broadcasters: who may publish."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -21,6 +21,13 @@ class Broadcaster(msgspec.Struct, frozen=True):
     disabled: bool
     created_at: Moment
     updated_at: Moment
+
+
+class Deleted(NamedTuple):
+    """What is left of a broadcaster that was deleted, beside its history."""
+
+    display_name: str
+    deleted_at: str
 
 
 _SHOWN = """
@@ -68,6 +75,19 @@ def names(conn: Connection, broadcaster_ids: Iterable[UUID]) -> dict[UUID, str]:
         {"ids": "\n".join(map(str, broadcaster_ids))},
     )
     return dict(rows.fetchall())
+
+
+def deleted(conn: Connection, broadcaster_ids: Iterable[UUID]) -> dict[UUID, Deleted]:
+    """Those of these broadcasters that were deleted."""
+    rows = conn.execute(
+        """/* broadcasters.deleted */
+        SELECT b.id, b.display_name, rfc3339_v1(b.deleted_at)
+        FROM broadcasters AS b
+        WHERE b.id = ANY (lines_v1(%(ids)s)::uuid[]) AND b.deleted_at IS NOT NULL
+        """,
+        {"ids": "\n".join(map(str, broadcaster_ids))},
+    )
+    return {broadcaster_id: Deleted(*told) for broadcaster_id, *told in rows}
 
 
 def create(

@@ -137,11 +137,12 @@ class Measure(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of the connection of a stream and of its key, beside what the stream itself shows."""
+    """What is known of the connection of a stream, its key and its broadcaster, beside what the stream itself shows."""
 
     user_agent: str | None
     hint: str
     moved_at: str | None
+    is_of_deleted: bool
 
 
 class LiveItem(NamedTuple):
@@ -528,13 +529,17 @@ def measures(conn: Connection) -> list[Measure]:
 
 
 def facts(conn: Connection, stream_id: UUID) -> Facts | None:
-    """What else is known of a stream in whatever state, or None. `moved_at`: when bytes last came in."""
+    """What else is known of a stream in whatever state, or None.
+
+    `moved_at`: when bytes last came in; `is_of_deleted`: was its broadcaster deleted?
+    """
     with conn.cursor(row_factory=class_row(Facts)) as cursor:
         return cursor.execute(
             """/* streams.facts */
-            SELECT s.user_agent, k.hint, rfc3339_v1(t.moved_at) AS moved_at
+            SELECT s.user_agent, k.hint, rfc3339_v1(t.moved_at) AS moved_at, b.deleted_at IS NOT NULL AS is_of_deleted
             FROM streams AS s
             JOIN stream_keys AS k ON k.id = s.stream_key_id
+            JOIN broadcasters AS b ON b.id = k.broadcaster_id
             LEFT JOIN stream_stats AS t ON t.stream_id = s.id
             WHERE s.id = %(id)s
             """,

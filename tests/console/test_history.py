@@ -14,7 +14,7 @@ import requests
 from playwright.sync_api import Page, expect
 
 from streamorch.blueprints.console import history
-from streamorch.repositories import decisions, streams
+from streamorch.repositories import broadcasters, decisions, streams
 from streamorch.repositories.decisions import Refusal
 from tests.conftest import API_SECRET
 from tests.console import Visitor
@@ -63,6 +63,46 @@ def test_a_row_tells_who_how_long_and_why_and_leads_on(operator, api, show, make
     assert re.search(r"live/cam7 Team 7 Helmet rtmp .+ UTC .+ UTC 0:0\d Its encoder disconnected\.", text(shown))
     assert f'datetime="{stream["started_at"]}"' in shown.text
     assert f'datetime="{stream["ended_at"]}"' in shown.text
+
+
+def test_a_broadcaster_that_was_deleted_is_named_and_leads_nowhere(operator, api, show, make_broadcaster, monkeypatch):
+    gone, here = make_broadcaster(display_name="Team gone"), make_broadcaster(**OURS)
+    keys_of = {
+        owner: [show(f"live/{n}", broadcaster_id=owner, label=f"of {n}") for n in "ab"] for owner in (gone, here)
+    }
+    assert api.delete(f"/broadcasters/{gone}").status_code == 204
+    asked: list[object] = []
+    monkeypatch.setattr(broadcasters, "deleted", partial(counted, asked, broadcasters.deleted))
+    answer = operator.get("/console/history")
+    assert len(asked) == 1  # for all rows together
+    assert len(paths(answer)) == 4
+    assert text(answer).count("Team gone deleted of ") == 2
+    assert text(answer).count("Team 7 of ") == 2
+    pages = {"gone": (gone, *(key.id for key in keys_of[gone])), "here": (here, *(key.id for key in keys_of[here]))}
+    links = re.findall(r'href="/console/(?:broadcasters|keys)/([^"]+)"', answer.text)
+    assert set(links) == {str(one) for one in pages["here"]}
+    for link in re.findall(r'href="(/console/(?:broadcasters|keys|streams)/[^"]+)"', answer.text):
+        assert operator.get(link).status_code == 200, link
+
+
+def counted(asked, question, *args):
+    asked.append(args)
+    return question(*args)
+
+
+@pytest.mark.parametrize("page", ["history", "keys"])
+def test_a_broadcaster_that_is_not_among_the_newest_is_still_the_chosen_one(
+    page, operator, api, show, make_broadcaster, monkeypatch
+):
+    gone, old, _ = (make_broadcaster(display_name=f"Team {name}") for name in ("gone", "old", "new"))
+    show("live/gone", broadcaster_id=gone)
+    api.delete(f"/broadcasters/{gone}")
+    monkeypatch.setattr("streamorch.blueprints.console.lists.CHOICES", 1)
+    for owner, name in ((gone, "Team gone (deleted)"), (old, "Team old")):
+        shown = operator.get(f"/console/{page}?broadcaster_id={owner}")
+        assert f'<option value="{owner}" selected>{name}</option>' in shown.text
+        assert paths(shown) == (["live/gone"] if owner == gone and page == "history" else [])
+    assert operator.get(f"/console/{page}?broadcaster_id={NOBODY}").status_code == 200
 
 
 def test_each_filter_finds_its_own(operator, api, show, encoder, make_key, make_broadcaster):

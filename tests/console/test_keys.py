@@ -218,6 +218,23 @@ def test_a_broadcaster_is_made_renamed_disabled_and_deleted(operator, api, encod
     assert api.get("/broadcasters").json["count"] == 0
 
 
+def test_a_broadcaster_that_was_deleted_says_so_and_leads_to_its_history(operator, reader, api, encoder, make_key):
+    key = make_key(label=XSS)
+    where = f"/console/broadcasters/{key.broadcaster_id}"
+    encoder.go_live(key)
+    api.patch(f"/broadcasters/{key.broadcaster_id}", json={"display_name": XSS})
+    assert api.delete(f"/broadcasters/{key.broadcaster_id}").status_code == 204
+    for visitor in (operator, reader):
+        gone = visitor.get(where)
+        assert gone.status_code == 404
+        assert re.search(r"This broadcaster was deleted at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \.", text(gone))
+        assert "&lt;img src=x" in gone.text
+        assert "<img src=x" not in gone.text
+        history = visitor.get(html.unescape(found(r'href="(/console/history\?[^"]+)"', gone.text)))
+        assert "live/cam7" in history.text
+    assert "deleted" not in operator.get(f"/console/broadcasters/{NOBODY}").text
+
+
 def test_who_may_only_look_sees_no_form_and_changes_nothing(reader, api, make_key):
     key = make_key()
     pages = (

@@ -140,6 +140,16 @@ def test_a_key_that_is_gone_has_no_link(operator, note):
     assert "/console/keys/0000" not in shown.text
 
 
+def test_a_key_whose_broadcaster_was_deleted_has_no_link(operator, encoder, api, note, make_key):
+    key = make_key()
+    api.delete(f"/broadcasters/{key.broadcaster_id}")
+    note("stream-key-revoked", stream_key_id=key.id, hint="abcd")
+    shown = operator.get(WHERE)
+    assert "…abcd" in shown.text
+    for gone in (f"/console/keys/{key.id}", f"/console/broadcasters/{key.broadcaster_id}"):
+        assert gone not in shown.text
+
+
 def test_each_filter_finds_its_own(operator, encoder, note, make_key):
     key = make_key(label="Helmet")
     encoder.ask(key, "live/in")

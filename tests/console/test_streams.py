@@ -77,6 +77,20 @@ def test_a_key_in_metadata_is_blotted_out(operator, api, stream_id):
     assert value not in page
 
 
+def test_of_a_broadcaster_that_was_deleted_the_name_is_left(operator, api, stream_id, key):
+    links = [f'href="/console/{where}"' for where in (f"broadcasters/{key.broadcaster_id}", f"keys/{key.id}")]
+    shown = operator.get(f"/console/streams/{stream_id}").text
+    assert all(link in shown for link in links)
+    api.delete(f"/broadcasters/{key.broadcaster_id}")
+    for told in (
+        operator.get(f"/console/streams/{stream_id}").text,
+        operator.get(f"/console/now/{stream_id}").json["parts"]["facts"],
+    ):
+        assert 'Team 7 <span class="chip">deleted</span>' in told
+        assert not any(link in told for link in links)
+        assert "stage" in told
+
+
 def test_the_script_is_told_the_same_and_figures(operator, stream_id, conn):
     now = operator.get(f"/console/now/{stream_id}").json
     figures = {name: now[name] for name in ("status", "media", "viewers", "bitrate", "mean_bitrate")}

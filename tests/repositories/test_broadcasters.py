@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from streamorch.repositories import broadcasters
-from tests.blueprints import PAST
+from tests.blueprints import PAST, text_of
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_functions_tell_what_they_found(conn, make_broadcaster):
     assert {found.id for found in broadcasters.page(conn, limit=9, after=None)} == {known, unknown}
     assert [broadcasters.delete(conn, known) for _ in range(2)] == ["deleted", "already"]
     assert [broadcasters.delete(conn, one) for one in (deleted, uuid.uuid4())] == ["already", "not-found"]
+
+
+def test_what_was_deleted_is_told_with_its_name_and_when(conn, make_broadcaster):
+    here, gone = make_broadcaster(), make_broadcaster(display_name="Gone", deleted_at=PAST)
+    found = broadcasters.deleted(conn, [here, gone, uuid.uuid4()])
+    assert found == {gone: ("Gone", text_of(PAST))}
+    assert broadcasters.deleted(conn, []) == {}

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from streamorch import keys
-from streamorch.repositories import streams
+from streamorch.repositories import broadcasters, streams
 from tests.blueprints import NOW, PAST, only, rows, text_of
 
 COLUMNS = (
@@ -364,8 +364,10 @@ def test_facts_are_of_any_stream(insert, make_key, conn):
     one, other = insert(key, auth_id="a"), insert(make_key(), auth_id="b", path="live/b", **PENDING)
     conn.execute("UPDATE streams SET user_agent = 'OBS' WHERE id = %s", [one])
     measured(conn, one)
-    assert streams.facts(conn, one) == streams.Facts("OBS", key.value[-4:], text_of(NOW))
+    assert streams.facts(conn, one) == streams.Facts("OBS", key.value[-4:], text_of(NOW), False)
     found = streams.facts(conn, other)
     assert found is not None
     assert (found.user_agent, found.moved_at) == (None, None)
+    broadcasters.delete(conn, key.broadcaster_id)
+    assert streams.facts(conn, one) == streams.Facts("OBS", key.value[-4:], text_of(NOW), True)
     assert streams.facts(conn, uuid.uuid4()) is None

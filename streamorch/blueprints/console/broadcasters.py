@@ -52,7 +52,7 @@ def create() -> Response:
 @bp.get("/broadcasters/<broadcaster_id>")
 @aside
 def show(broadcaster_id: str) -> flask.Response:
-    """One broadcaster: its keys, what is live of it, what was."""
+    """One broadcaster: its keys, what is live of it, what was; of one that was deleted, where its history is."""
     return _shown(identifier(broadcaster_id), [], 200)
 
 
@@ -102,7 +102,10 @@ def _shown(wanted: UUID, errors: list[FieldError], status: int) -> flask.Respons
     with service().database.connection() as conn:
         one = broadcasters.get(conn, wanted)
         if one is None:
-            raise Problem("not-found", "no such broadcaster, or it was deleted")
+            gone = broadcasters.deleted(conn, [wanted]).get(wanted)
+            if gone is None:
+                raise Problem("not-found", "no such broadcaster")
+            return page("broadcaster_deleted.html", 404, id=wanted, one=gone)
         keys = stream_keys.page(conn, broadcaster_id=wanted, status=None, limit=_KEYS, after=None)
         live = streams.live_filtered(conn, {"broadcaster_id": wanted})
         recent = streams.page(conn, status="ended", filters={"broadcaster_id": wanted}, limit=_RECENT, after=None)

@@ -75,13 +75,17 @@ def index() -> flask.Response:
     last = after(wanted.cursor, bound)
     with service().database.connection() as conn:
         found = streams.page(conn, status=wanted.status, filters=filters, limit=_PAGE + 1, after=last)
-        owners = broadcasters.page(conn, limit=lists.CHOICES, after=None)
+        owners = lists.owner_choices(conn, chosen=wanted.broadcaster_id)
         choices = lists.key_choices(conn, broadcaster_id=wanted.broadcaster_id, chosen=wanted.stream_key_id)
-    shown, cursor = one_page(found, _PAGE, bound, lambda stream: (stream.claimed_at, stream.id))
+        shown, cursor = one_page(found, _PAGE, bound, lambda stream: (stream.claimed_at, stream.id))
+        rows = [(stream, objects.owner(stream)) for stream in shown]
+        # In one question for all: of these neither the broadcaster nor the key has a page any more.
+        deleted = broadcasters.deleted(conn, {owner.id for _, owner in rows}) if rows else {}
     given = lists.filters_of_page(WhichStreams)
     return page(
         "history.html",
-        rows=[(stream, objects.owner(stream)) for stream in shown],
+        rows=rows,
+        deleted=deleted,
         cursor=cursor,
         wanted=wanted,
         filters=filters,

@@ -45,7 +45,7 @@ def index() -> flask.Response:
         found = stream_keys.page(
             conn, broadcaster_id=wanted.broadcaster_id, status=wanted.status, limit=_PAGE + 1, after=last
         )
-        owners = broadcasters.page(conn, limit=lists.CHOICES, after=None)
+        owners = lists.owner_choices(conn, chosen=wanted.broadcaster_id)
         names = broadcasters.names(conn, {key.broadcaster_id for key in found})
     keys, cursor = one_page(found, _PAGE, filters, lambda key: (key.created_at, key.id))
     return page("keys.html", keys=keys, names=names, owners=owners, wanted=wanted, cursor=cursor)

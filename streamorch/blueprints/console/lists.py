@@ -27,6 +27,16 @@ def moment(field: str, text: str | None) -> datetime.datetime | None:
         raise invalid(field, "is no date with a time") from None
 
 
+def owner_choices(conn: Connection, *, chosen: UUID | None) -> list[tuple[UUID, str]]:
+    """Broadcasters to choose from, newest first; the chosen one is among them, also when it was deleted."""
+    found = [(one.id, one.display_name) for one in broadcasters.page(conn, limit=CHOICES, after=None)]
+    if chosen is not None and all(owner_id != chosen for owner_id, _ in found):
+        gone = broadcasters.deleted(conn, [chosen])
+        names = broadcasters.names(conn, [chosen])
+        found += [(one, f"{name} (deleted)" if one in gone else name) for one, name in names.items()]
+    return found
+
+
 def key_choices(conn: Connection, *, broadcaster_id: UUID | None, chosen: UUID | None) -> list[tuple[UUID, str]]:
     """Keys to choose from, with what people call them; the chosen one is among them."""
     found = stream_keys.page(conn, broadcaster_id=broadcaster_id, status=None, limit=CHOICES, after=None)
