@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from markupsafe import escape
 from playwright.sync_api import Page, expect
 
 from streamorch import keys, problems
@@ -17,11 +16,13 @@ from streamorch.repositories.decisions import Refusal
 from tests.conftest import API_SECRET
 from tests.console import Visitor
 from tests.console.test_keys import NOBODY, XSS, encoder, found, reader, text
+from tests.running import ROOT
 from tests.test_decisions import REASONS, eventually
 
 __all__ = ["encoder", "reader"]
 
 WHERE = "/console/refusals"
+TEMPLATES = ROOT / "streamorch" / "templates" / "console"
 AGO = datetime(2026, 1, 31, 12, tzinfo=UTC)
 JSON = {"Accept": "application/json"}
 SENTENCES = {
@@ -36,6 +37,52 @@ SENTENCES = {
     "stream-key-in-use": r"Another stream of the same key was live, or about to be\.",
     "unauthorized": r"It sent no stream key\.",
 }
+
+
+# Each thing to do: what was decided, and how the key is now; without columns there was no key.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
+    "invalid-stream-key": ("invalid-stream-key", {}, None),
+    "stream-key-revoked": ("stream-key-revoked", {}, {"revoked_at": AGO}),
+    "value-replaced": ("stream-key-revoked", {}, {}),
+    "stream-key-expired": ("stream-key-expired", {}, {"expires_at": AGO}),
+    "stream-key-disabled": ("stream-key-disabled", {}, {"disabled_at": AGO}),
+    "broadcaster-disabled": ("broadcaster-disabled", {}, {}),
+    "stream-stopped": ("stream-stopped", {}, {"hold_until": datetime(2100, 1, 1, tzinfo=UTC)}),
+    "stream-key-in-use": ("stream-key-in-use", {}, {}),
+    "path-in-use": ("path-in-use", {}, {}),
+    "path-not-allowed": ("path-not-allowed", {}, {"path": "live/other"}),
+    "path-of-nobody": ("path-not-allowed", {}, None),
+    "unauthorized": ("unauthorized", {}, None),
+    "watching": ("unauthorized", {"action": "read"}, None),
+    "no-encoder": ("unauthorized", {"action": "metrics"}, None),
+    "rate-limited": ("rate-limited", {}, None),
+    "database-unavailable": ("database-unavailable", {}, None),
+    "over": ("stream-key-disabled", {}, {}),
+}
+
+
+def said(case: str) -> tuple[str, str]:
+    """What caller and operator are told, the places by their names."""
+    told = refused.TO_DO[case]
+    places = {
+        "keys": "keys",
+        "new_key": "new key",
+        "key": "the page of the key",
+        "broadcaster": "the page of the broadcaster",
+        "rival": "the stream in the way",
+        "path": "what is live on the path",
+        "address": "the refusals of this address",
+        "system": "System",
+    }
+    slug = case if case in problems.TABLE else CASES[case][0]
+    caller = told.caller or problems.TABLE[slug].mend
+    return caller.replace("`", ""), told.operator.format(**places).replace("`", "")
+
+
+def to_do(answer) -> tuple[str, str]:
+    """What stands under the first row."""
+    caller, operator = re.findall(r"<p><b>The (?:caller|operator):</b> (.*?)</p>", answer.text)[:2]
+    return tuple(html.unescape(re.sub("<[^>]+>", "", told)) for told in (caller, operator))  # type: ignore[return-value]
 
 
 def ids(answer) -> list[str]:
@@ -78,9 +125,7 @@ def test_each_reason_is_a_sentence_with_what_to_do(reason, operator, encoder, ap
     assert re.search(SENTENCES[reason], shown), shown
     assert "198.51.100.7" in shown
     assert "OBS/31" in shown
-    kind = problems.TABLE[reason]
-    for said in (kind.mend, kind.operator):
-        assert re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(said))) in answer.text
+    assert to_do(answer) == said(reason)
     if hasattr(key, "id"):
         assert f'href="/console/keys/{key.id}"' in answer.text
         assert f'href="/console/broadcasters/{key.broadcaster_id}"' in answer.text
@@ -92,6 +137,78 @@ def test_each_reason_is_a_sentence_with_what_to_do(reason, operator, encoder, ap
 
 def test_every_problem_that_may_be_noted_has_a_sentence_of_its_own():
     assert set(REASONS) <= set(refused.REASONS) <= set(problems.TABLE)
+
+
+def test_every_reason_has_what_to_do_and_nothing_is_left_over():
+    assert set(refused.REASONS) <= set(CASES) == set(refused.TO_DO)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_to_do_is_said_in_the_words_of_the_console_and_leads_there(case, operator, note, make_key, encoder, conn):
+    outcome, members, columns = CASES[case]
+    encoder.go_live(make_key(), "live/seven")
+    (rival,) = conn.execute("SELECT id FROM streams").fetchone()
+    key = None if columns is None else make_key(**columns)
+    known = {"stream_key_id": key.id} if key else {}
+    note(outcome, path="live/seven", remote_address="192.0.2.7", rival_id=rival, **known, **members)
+    answer = operator.get(WHERE)
+    assert to_do(answer) == said(case)
+    told = found(r"<details>(.+?)</details>", answer.text)
+    assert not re.search(r"\b(GET|POST|PATCH|DELETE) |\blog line|hook|LEASE|Retry-After|\{", told)
+    links = dict(re.findall(r'<a href="([^"]+)">(.+?)</a>', told))
+    assert bool(links) == (case != "over")
+    for link in links:
+        assert operator.get(html.unescape(link)).status_code == 200, link
+    if key:
+        assert links.get(f"/console/keys/{key.id}", "the page of the key") == "the page of the key"
+        assert ("{key}" in refused.TO_DO[case].operator) == (f"/console/keys/{key.id}" in links)
+    if case == "broadcaster-disabled" and key:
+        assert f"/console/broadcasters/{key.broadcaster_id}" in links
+    if case == "stream-key-revoked" and key:
+        assert f"/console/keys/new?broadcaster_id={key.broadcaster_id}" in links
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_text_calls_a_button_is_on_a_page(case):
+    pages = "".join(page.read_text(encoding="utf-8") for page in sorted(TEMPLATES.glob("*.html")))
+    for name in re.findall('"([^"]+)"', refused.TO_DO[case].operator):
+        assert re.search(rf'["> ]{re.escape(name)}[<" ]', pages), name
+
+
+def test_what_to_do_leads_nowhere_that_is_not_known(operator, note):
+    note("stream-key-in-use", stream_key_id=uuid.UUID(NOBODY), rival_id=uuid.UUID(NOBODY))
+    assert to_do(operator.get(WHERE)) == said("stream-key-revoked")
+    note("stream-key-in-use", rival_id=uuid.UUID(NOBODY))
+    note("path-in-use")
+    note("broadcaster-disabled")
+    for told in re.findall(r"<details>(.+?)</details>", operator.get(WHERE).text):
+        assert not re.search(r'"/console/(keys|streams|broadcasters)/(?!new)|path=', told)
+
+
+def test_who_was_let_in_and_what_nobody_knows_has_nothing_to_do(operator, note, encoder, make_key, conn):
+    encoder.ask(make_key())
+    conn.execute("UPDATE stream_keys SET revoked_at = clock_timestamp()")
+    for outcome in ("refused", "from-a-later-release", "internal-error"):
+        note(outcome)
+    shown = operator.get(f"{WHERE}?outcome=all")
+    assert len(ids(shown)) == 4
+    assert "What to do" not in shown.text
+
+
+@pytest.mark.parametrize(
+    ("outcome", "columns", "case"),
+    [
+        ("stream-key-disabled", {"revoked_at": AGO}, "stream-key-revoked"),
+        ("stream-key-in-use", {"revoked_at": AGO}, "stream-key-revoked"),
+        ("stream-key-expired", {}, "over"),
+        ("stream-stopped", {"hold_until": AGO}, "over"),
+        ("path-not-allowed", {}, "over"),
+        ("path-not-allowed", {"path": "live/cam7"}, "over"),
+    ],
+)
+def test_what_to_do_goes_by_what_the_key_is_now(outcome, columns, case, operator, note, make_key):
+    note(outcome, stream_key_id=make_key(**columns).id, path="live/cam7")
+    assert to_do(operator.get(WHERE)) == said(case)
 
 
 @pytest.mark.parametrize(

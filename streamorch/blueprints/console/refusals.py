@@ -6,6 +6,7 @@ from uuid import UUID
 
 import flask
 import msgspec
+from markupsafe import Markup
 
 from streamorch import problems
 from streamorch.blueprints import Cursor, Word, after, invalid, one_page, query, service
@@ -19,6 +20,7 @@ bp = room("refusals")
 
 _PAGE = 50
 _EVERYTHING = "all"
+_LINK = Markup('<a href="{}">{}</a>')
 
 
 class WhichDecisions(msgspec.Struct, frozen=True):
@@ -43,11 +45,15 @@ class WhichDecisions(msgspec.Struct, frozen=True):
 
 
 class Row(NamedTuple):
-    """A decision, and what a person wants to know of it; `rival` is the path of the stream in the way, if known."""
+    """A decision, and what a person wants to know of it.
+
+    `places` are those of what is to do; `rival` is the path of the stream in the way, if known.
+    """
 
     decision: Decision
     why: refused.Why
-    advice: problems.Kind | None
+    to_do: refused.ToDo | None
+    places: dict[str, Markup | str]
     key: StreamKey | None
     owner: str | None
     rival: str | None
@@ -110,15 +116,31 @@ def _rows(conn: Connection, shown: list[Decision]) -> list[Row]:
     keys = {key.id: key for key in stream_keys.several(conn, key_ids)} if key_ids else {}
     names = broadcasters.names(conn, {key.broadcaster_id for key in keys.values()}) if keys else {}
     rivals = {stream.id: stream.path for stream in streams.several(conn, rival_ids)} if rival_ids else {}
-    return [
-        Row(
-            decision,
-            refused.why(decision, key),
-            refused.advice(decision),
-            key,
-            names.get(key.broadcaster_id) if key else None,
-            rivals.get(decision.rival_id) if decision.rival_id else None,
-        )
-        for decision in shown
-        for key in [keys.get(decision.stream_key_id) if decision.stream_key_id else None]
-    ]
+    rows = []
+    for decision in shown:
+        key = keys.get(decision.stream_key_id) if decision.stream_key_id else None
+        rival = rivals.get(decision.rival_id) if decision.rival_id else None
+        places = _places(decision, key, rival)
+        owner = names.get(key.broadcaster_id) if key else None
+        rows.append(Row(decision, refused.why(decision, key), refused.to_do(decision, key), places, key, owner, rival))
+    return rows
+
+
+def _places(decision: Decision, key: StreamKey | None, rival: str | None) -> dict[str, Markup | str]:
+    """The places in a text of TO_DO: what each is called, as a link where it is known which page that is."""
+    url, path, address = flask.url_for, decision.path, decision.remote_address
+    owner_id = key and key.broadcaster_id
+    called = {
+        "keys": ("keys", url("console_keys.index")),
+        "new_key": ("new key", url("console_keys.new", broadcaster_id=owner_id)),
+        "key": ("the page of the key", key and url("console_keys.show", stream_key_id=key.id)),
+        "broadcaster": (
+            "the page of the broadcaster",
+            key and url("console_broadcasters.show", broadcaster_id=owner_id),
+        ),
+        "rival": ("the stream in the way", stream_url(decision.rival_id) if rival and decision.rival_id else None),
+        "path": ("what is live on the path", path and url("console_history.index", path=path, status="active")),
+        "address": ("the refusals of this address", address and url(".index", address=address)),
+        "system": ("System", url("console_system.index")),
+    }
+    return {place: _LINK.format(where, name) if where else name for place, (name, where) in called.items()}
