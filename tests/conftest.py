@@ -104,7 +104,7 @@ def shared_url(postgresql_noproc: NoopExecutor) -> Iterator[str]:
 
 
 def empty(url: str) -> None:
-    """Delete all rows of this database."""
+    """Delete all rows of this database; nobody leads it then, whoever took the lead for a minute."""
     with psycopg.connect(url, autocommit=True) as conn:
         # No foreign key is looked up: all that refers to a row goes with it.
         conn.execute("SET session_replication_role = replica")
@@ -120,6 +120,7 @@ def empty(url: str) -> None:
             "api_clients",
         ):
             conn.execute(psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier(table)))
+        conn.execute("UPDATE leaders SET holder = '', expires_at = '-infinity'")
 
 
 @pytest.fixture

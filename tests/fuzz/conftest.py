@@ -16,7 +16,7 @@ from streamorch.settings import Settings
 from tests.conftest import API_SECRET, NO_MEDIA_SERVER, empty
 from tests.fuzz import KEY, PART
 
-TABLES = ("streams", "stream_keys", "broadcasters", "departures", "nodes")
+TABLES = ("streams", "stream_keys", "broadcasters", "departures")  # of nodes the reconciler writes as time passes
 OPERATORS = ["metadata", "recording_ref", "label", "display_name"]
 
 
