@@ -249,8 +249,10 @@ class Reconciler:
             types=[path.source_type for path, _ in live],
         )
         _check(info, connections, publishers)
-        self._resume(conn, epoch, publishers)
-        strangers = self._set_right(conn, epoch, known, snapshot, started_at, connections, publishers, report)
+        present = {found.id for items in connections.values() for found in items}.union(publishers.ids)
+        self._note_interruptions(conn, epoch, snapshot, publishers, present, report)
+        restarted = _has_restarted(known, started_at, connections)
+        strangers = self._set_right(conn, epoch, snapshot, publishers, list(present), report, restarted=restarted)
         self._observe(conn, epoch, sampled_at, live, connections, strangers)
         reconciliation.answered(
             conn,
@@ -287,28 +289,44 @@ class Reconciler:
                     break
         return found, unknown
 
-    def _resume(self, conn: PatientConnection, epoch: int, publishers: Publishers) -> None:
-        """An end was told of a stream that is live: nothing of it stays, so that it does not end with its successor."""
+    def _note_interruptions(
+        self,
+        conn: PatientConnection,
+        epoch: int,
+        snapshot: datetime,
+        publishers: Publishers,
+        present: set[str],
+        report: Report,
+    ) -> None:
+        """Of streams whose successor is on its way: what is live goes on, whatever was told, and what is gone does not.
+
+        Nothing of an end that was no end stays, so that the stream does not end with its successor. And one that is
+        gone waits for those that were on their way by then, and not for whoever tries next.
+        """
         live = set(publishers.ids)
-        resumed = [
-            stream_id for stream_id, source_id in reconciliation.interrupted(conn, node=NODE) if source_id in live
-        ]
-        if resumed:
+        awaiting = reconciliation.awaiting(conn, node=NODE)
+        if resumed := [stream.id for stream in awaiting if stream.is_interrupted and stream.source_id in live]:
             reconciliation.resume(conn, epoch, resumed)
+        gone = [
+            stream.id
+            for stream in awaiting
+            if not stream.is_interrupted and stream.source_id not in present and stream.protocol not in report.unknown
+        ]
+        if gone:
+            reconciliation.interrupt(conn, epoch, snapshot_at=snapshot, stream_ids=gone)
 
     def _set_right(
         self,
         conn: PatientConnection,
         epoch: int,
-        known: Known | None,
         snapshot: datetime,
-        started_at: datetime | None,
-        connections: dict[str, list[Connection]],
         publishers: Publishers,
+        present: list[str],
         report: Report,
+        *,
+        restarted: bool,
     ) -> list[str]:
         """Start and end streams; returns the live ids that are no open stream's."""
-        present = list({found.id for items in connections.values() for found in items}.union(publishers.ids))
         more = True
         while more:
             outcome = _led(
@@ -321,7 +339,7 @@ class Reconciler:
                     known=[protocol for protocol in LISTS if protocol not in report.unknown],
                     live=publishers,
                     missing_before=self._missing,
-                    restarted=_has_restarted(known, started_at, connections),
+                    restarted=restarted,
                 )
             )
             report.changes += outcome.changes

@@ -339,6 +339,7 @@ def use_broadcasters(conn: Connection, text: str) -> None:
     broadcasters.get(conn, one)
     for several in ([], [one], [one, one]):
         broadcasters.names(conn, several)
+        broadcasters.deleted(conn, several)
     for limit in (1, 201):
         broadcasters.page(conn, limit=limit, after=None)
         broadcasters.page(conn, limit=limit, after=("2026-01-31T12:00:00.000000Z", str(one)))
@@ -516,8 +517,9 @@ def use_reconciliation(conn: Connection, text: str) -> None:
             snapshot_at=now,
             is_complete=True,
         )
-    reconciliation.interrupted(conn, node=text)
+    reconciliation.awaiting(conn, node=text)
     reconciliation.resume(conn, epoch, [uuid.uuid4()])
+    reconciliation.interrupt(conn, epoch, snapshot_at=now, stream_ids=[uuid.uuid4()])
     reconciliation.note_unclaimed(conn, epoch, node=text, unclaimed=[{"source_id": text}])
     reconciliation.failed(conn, epoch, node=text, state="silent", is_there=False)
     reconciliation.reopen(conn, epoch, uuid.uuid4(), source_type=text, source_id=text)

@@ -73,6 +73,15 @@ class Publishers(NamedTuple):
     types: list[str]
 
 
+class Awaiting(NamedTuple):
+    """An active stream with a successor on its way. `is_interrupted`: its own end is known."""
+
+    id: UUID
+    source_id: str
+    protocol: str
+    is_interrupted: bool
+
+
 _changes = msgspec.json.Decoder(list[Change])
 
 
@@ -129,16 +138,23 @@ def settle(conn: Connection, epoch: int) -> list[Change] | None:
     return None if found is None else _changes.decode(found)
 
 
-def interrupted(conn: Connection, *, node: str) -> list[tuple[UUID, str]]:
-    """The active streams of a node whose end was told and waits for a successor: id and connection."""
-    return conn.execute(
-        """/* reconciliation.interrupted */
-        SELECT s.id, s.source_id
+def awaiting(conn: Connection, *, node: str) -> list[Awaiting]:
+    """The active streams of a node that wait for a successor, whether their end was told or not."""
+    rows = conn.execute(
+        """/* reconciliation.awaiting */
+        SELECT s.id, s.source_id, s.protocol, true
         FROM streams AS s
         WHERE s.node = %(node)s AND s.interrupted_at IS NOT NULL AND s.ended_at IS NULL
+        UNION ALL
+        SELECT s.id, s.source_id, s.protocol, false
+        FROM streams AS n
+        JOIN streams AS s ON s.id = n.replaces
+        WHERE n.node = %(node)s AND n.ended_at IS NULL AND n.started_at IS NULL
+          AND s.node = n.node AND s.ended_at IS NULL AND s.started_at IS NOT NULL AND s.interrupted_at IS NULL
         """,
         {"node": node},
     ).fetchall()
+    return [Awaiting(*row) for row in rows]
 
 
 def resume(conn: Connection, epoch: int, stream_ids: Sequence[UUID]) -> None:
@@ -146,6 +162,14 @@ def resume(conn: Connection, epoch: int, stream_ids: Sequence[UUID]) -> None:
     conn.execute(
         "/* reconciliation.resume */ SELECT resume_v1(%(epoch)s, %(ids)s::uuid[])",
         {"epoch": epoch, "ids": list(stream_ids)},
+    )
+
+
+def interrupt(conn: Connection, epoch: int, *, snapshot_at: datetime, stream_ids: Sequence[UUID]) -> None:
+    """These were not there in that snapshot, and a successor is on its way; those that began after it are left out."""
+    conn.execute(
+        "/* reconciliation.interrupt */ SELECT interrupt_v1(%(epoch)s, %(snapshot_at)s, %(ids)s::uuid[])",
+        {"epoch": epoch, "snapshot_at": snapshot_at, "ids": list(stream_ids)},
     )
 
 
