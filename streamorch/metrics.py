@@ -291,7 +291,10 @@ class Metrics:
         self.tell_pool()
         registry = CollectorRegistry()
         registry.register(_Told(lambda: self._collected(nodes)))
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # an escaping or a version that is none (prometheus-client 0.26)
+            encode, content_type = choose_encoder("")
         return encode(registry), content_type
 
     def _collected(self, nodes: Sequence[NodeState] | None) -> Iterator[Metric]:

@@ -265,6 +265,12 @@ class TestWithoutADatabase:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
         assert answer.text.endswith("# EOF\n")
 
+    @pytest.mark.parametrize("accept", ["version=abc;escaping=zzz", "version=1.0.0;escaping=", "version=;q=x", ",;="])
+    def test_who_asks_for_a_form_that_is_none_has_one_all_the_same(self, client, accept):
+        answer = client.get("/metrics", headers=BEARER | {"Accept": f"application/openmetrics-text;{accept}"})
+        assert answer.status_code == 200
+        assert "streamorch_build_info" in answer.text
+
     def test_they_can_be_switched_off(self, make_app):
         app = make_app(METRICS_ENABLED="false")
         client = app.test_client()
