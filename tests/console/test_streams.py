@@ -9,6 +9,7 @@ import pytest
 
 from streamorch import keys
 from streamorch.blueprints.console import words
+from streamorch.repositories import audit
 from streamorch.repositories.streams import EndReason
 from streamorch.repositories.timeline import Event
 from tests.blueprints import only, rows
@@ -236,3 +237,7 @@ def test_changes_are_told_member_by_member():
     assert words.changes(told) == [("label", "nothing", "a"), ("takeover", "never", "x")]
     assert words.changes(event("stream_key.create", before=msgspec.Raw(b"{}"), after=after)) == []
     assert words.changes(event("live")) == []
+
+
+def test_each_change_has_its_words():
+    assert words._ACTIONS.keys() == {*get_args(audit.Action)}

@@ -34,6 +34,7 @@ _ACTIONS = {
     "update": "was changed",
     "delete": "was deleted",
     "revoke": "was revoked",
+    "rotate": "got a new value",
     "stop": "was stopped",
 }
 
