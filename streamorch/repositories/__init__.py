@@ -40,6 +40,7 @@ Members = Annotated[
 _POOL_WAIT_SECONDS = 0.2
 _STATEMENT_SECONDS = 0.8
 _BREAKER_SECONDS = 0.25
+_REPORT_TIMEOUT = "SET LOCAL statement_timeout = '600ms'"
 _FIRST_CONNECTION_SECONDS = 1.0
 _IDLE_CHECK_SECONDS = 30.0
 _MAX_LIFETIME_SECONDS = 3600.0
@@ -255,6 +256,18 @@ def connect(url: str) -> PatientConnection:
     conn = PatientConnection.connect(url, **_OPTIONS)
     _configure(conn)
     return conn
+
+
+@contextmanager
+def bounded(conn: Connection) -> Iterator[None]:
+    """A transaction for a report that may be long: the server gives it up before the deadline of a statement.
+
+    Psycopg's QueryCanceled then, an OperationalError. (A deadline that is missed counts as a database that is away:
+    claims are refused for a moment, and the server works on for nobody.)
+    """
+    with conn.transaction():
+        conn.execute(_REPORT_TIMEOUT, prepare=False)
+        yield
 
 
 def only(

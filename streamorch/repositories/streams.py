@@ -9,7 +9,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 from psycopg.types.numeric import Int4, Int8
 
-from streamorch.repositories import Connection, Moment, Object, only
+from streamorch.repositories import Connection, Moment, Object, bounded, only
 
 
 class Claim(NamedTuple):
@@ -140,6 +140,7 @@ class Facts(NamedTuple):
     """What is known of the connection of a stream, its key and its broadcaster, beside what the stream itself shows."""
 
     user_agent: str | None
+    key_hint: str
     hint: str
     moved_at: str | None
     is_of_deleted: bool
@@ -531,12 +532,14 @@ def measures(conn: Connection) -> list[Measure]:
 def facts(conn: Connection, stream_id: UUID) -> Facts | None:
     """What else is known of a stream in whatever state, or None.
 
+    `key_hint` is of the value that its key has now, `hint` of the one it came in with, which may have been replaced.
     `moved_at`: when bytes last came in; `is_of_deleted`: was its broadcaster deleted?
     """
     with conn.cursor(row_factory=class_row(Facts)) as cursor:
         return cursor.execute(
             """/* streams.facts */
-            SELECT s.user_agent, k.hint, rfc3339_v1(t.moved_at) AS moved_at, b.deleted_at IS NOT NULL AS is_of_deleted
+            SELECT s.user_agent, k.hint AS key_hint, coalesce(s.hint, k.hint) AS hint,
+                   rfc3339_v1(t.moved_at) AS moved_at, b.deleted_at IS NOT NULL AS is_of_deleted
             FROM streams AS s
             JOIN stream_keys AS k ON k.id = s.stream_key_id
             JOIN broadcasters AS b ON b.id = k.broadcaster_id
@@ -559,7 +562,8 @@ def page(
 ) -> list[Stream]:
     """History: at most `limit` streams, last claimed first, after (claimed_at, id) of the one before.
 
-    'ended' leaves out what was never live, unless `end_reason` asks.
+    'ended' leaves out what was never live, unless `end_reason` asks. An OperationalError when it takes too long: a
+    filter that few streams match may lead through all of them.
     """
     after_time, after_id = after or (None, None)
     started_only = status == "ended" and filters.get("end_reason") is None
@@ -572,7 +576,7 @@ def page(
         + (_AFTER if after else "")
         + " ORDER BY s.claimed_at DESC, s.id DESC LIMIT %(limit)s"
     )
-    with conn.cursor(row_factory=class_row(Stream)) as cursor:
+    with bounded(conn), conn.cursor(row_factory=class_row(Stream)) as cursor:
         return cursor.execute(
             query.encode(), {**filters, "limit": Int8(limit), "after_time": after_time, "after_id": after_id}
         ).fetchall()

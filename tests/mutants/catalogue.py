@@ -746,5 +746,29 @@ _ALL = (
         "if False:",
         ("tests/repositories/test_migrate.py::test_an_index_that_was_left_half_built_is_built_anew",),
     ),
+    # --- what is dead, and what is slow ---
+    Mutant(
+        "each-new-try-keeps-a-dead-stream-listed",
+        "sql/0011_successors.sql",
+        "AND (s.interrupted_at IS NULL OR n.claimed_at <= s.interrupted_at))",
+        ")",
+        ("tests/test_reconciler.py::test_an_encoder_that_tries_again_and_again_keeps_no_dead_stream_in_the_list",),
+    ),
+    Mutant(
+        "an-end-that-nobody-told-is-not-noted",
+        "streamorch/reconciler.py",
+        "        if gone:\n            reconciliation.interrupt(",
+        "        if False:\n            reconciliation.interrupt(",
+        ("tests/test_reconciler.py::test_an_old_stream_is_listed_until_its_successor_is_live",),
+    ),
+    Mutant(
+        "a-long-report-counts-as-an-outage",
+        "streamorch/repositories/streams.py",
+        "with bounded(conn), conn.cursor(",
+        "with conn.cursor(",
+        (
+            "tests/repositories/test_streams.py::test_history_that_takes_too_long_is_given_up_by_the_server_and_is_no_outage",
+        ),
+    ),
 )
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

@@ -8,7 +8,7 @@ import msgspec
 import psycopg
 import pytest
 
-from streamorch import keys
+from streamorch import keys, repositories
 from streamorch.repositories import broadcasters, streams
 from tests.blueprints import NOW, PAST, only, rows, text_of
 
@@ -359,15 +359,32 @@ def test_measures_are_of_what_is_live_and_measured(insert, make_key, conn):
     assert streams.measures(conn) == [streams.Measure(str(live), 4_200_000, '["H264"]')]
 
 
+def test_history_that_takes_too_long_is_given_up_by_the_server_and_is_no_outage(database_url, conn):
+    database = repositories.Database(database_url, min_size=1, max_size=1)
+    database.open()
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE streams IN ACCESS EXCLUSIVE MODE")  # as good as a million rows
+        with pytest.raises(psycopg.errors.QueryCanceled), database.connection() as reader:
+            streams.page(reader, status="ended", filters={}, limit=9, after=None)
+        with database.connection() as same:  # no deadline was missed, so nobody is refused
+            assert (same, same.info.transaction_status) == (reader, psycopg.pq.TransactionStatus.IDLE)
+            repositories.ping(same)
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'relation' AND query ~ 'streams.page'"
+        assert conn.execute(waiting).fetchall() == []
+    database.close()
+
+
 def test_facts_are_of_any_stream(insert, make_key, conn):
     key = make_key()
     one, other = insert(key, auth_id="a"), insert(make_key(), auth_id="b", path="live/b", **PENDING)
     conn.execute("UPDATE streams SET user_agent = 'OBS' WHERE id = %s", [one])
     measured(conn, one)
-    assert streams.facts(conn, one) == streams.Facts("OBS", key.value[-4:], text_of(NOW), False)
+    hint = key.value[-4:]
+    assert streams.facts(conn, one) == streams.Facts("OBS", hint, hint, text_of(NOW), False)
     found = streams.facts(conn, other)
     assert found is not None
     assert (found.user_agent, found.moved_at) == (None, None)
+    conn.execute("UPDATE streams SET hint = 'olde' WHERE id = %s", [one])  # and since then its key has another value
     broadcasters.delete(conn, key.broadcaster_id)
-    assert streams.facts(conn, one) == streams.Facts("OBS", key.value[-4:], text_of(NOW), True)
+    assert streams.facts(conn, one) == streams.Facts("OBS", hint, "olde", text_of(NOW), True)
     assert streams.facts(conn, uuid.uuid4()) is None
