@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from streamorch import local
 from streamorch.mediamtx import ControlAPI
 from streamorch.reconciler import Reconciler
 from streamorch.repositories import Connection, reconciliation, streams
@@ -353,6 +354,12 @@ def test_after_a_tick_by_hand_the_leader_leads_again(make_reconciler, environ, c
     until(lambda: leader(conn) == held, 2)
     assert epoch(conn) == before + 2
     ticks(conn)
+
+
+def test_one_tick_by_hand_has_the_secret_of_the_run_beside_it(environ, tmp_path):
+    local.api_secret_file(tmp_path)
+    mine = {name: value for name, value in environ.items() if name != "API_SECRET"}
+    assert reconcile_once(mine | {"STREAMORCH_HOME": str(tmp_path)})["node"] == "default"
 
 
 def test_one_tick_by_hand_tells_that_nobody_answers(environ, fake, conn):

@@ -5,6 +5,7 @@ import os
 import click
 import msgspec
 
+from streamorch import local
 from streamorch.commands import Failure, one_line
 from streamorch.mediamtx import ControlAPI
 from streamorch.reconciler import LostLead, Reconciler
@@ -17,7 +18,7 @@ from streamorch.settings import Settings
 def command(once: bool) -> None:
     """Hold the streams against the media server now, set them right, and print what was seen and done."""
     with one_line():
-        settings = Settings.from_env(os.environ)
+        settings = Settings.from_env(local.completed(os.environ))
         migrate.check(settings.database_url)
         api = ControlAPI(
             settings.mediamtx_api_url, user=settings.mediamtx_api_user, password=settings.mediamtx_api_passwords[0]
