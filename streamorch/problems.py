@@ -202,7 +202,7 @@ TABLE: dict[str, Kind] = {
         "The log lines `the database is away` and `the database answers again` frame an outage; `the database"
         " refused` has PostgreSQL's own code and reason (55P03: a row was locked for longer than 300 ms). "
         "Look at GET /readyz, `DATABASE_URL`, and whether PostgreSQL has connections left: an instance takes "
-        "25, and one for each worker.",
+        "25, and two for each worker.",
     ),
 }
 
