@@ -173,7 +173,8 @@ class Settings:
             history_days=env.integer("HISTORY_DAYS", 0, 0, 36500),
             refusals_per_minute=env.integer("REFUSALS_PER_MINUTE", 600, 0, 1_000_000),
             api_writes_per_minute=env.integer("API_WRITES_PER_MINUTE", 6000, 0, 1_000_000),
-            lease_seconds=env.integer("LEASE_SECONDS", 20, 1, 600),
+            # RTMP needs two seconds to go live (MediaMTX v1.20.1): a shorter lease would end rightful publishers.
+            lease_seconds=env.integer("LEASE_SECONDS", 20, 5, 600),
             trusted_proxies=tuple(env.network("TRUSTED_PROXIES", text) for text in env.listed("TRUSTED_PROXIES")),
             cors_origins=tuple(env.origin("CORS_ORIGINS", text) for text in env.listed("CORS_ORIGINS")),
             workers=env.integer("WEB_CONCURRENCY", 2, 1, _MAX_CONNECTIONS),

@@ -157,7 +157,7 @@ def test_a_read_policy_of_a_secret_needs_one(policy):
         ("UNKNOWN_PUBLISHERS", "ignore"),
         ("RECONCILE_SECONDS", "0"),
         ("RECONCILE_SECONDS", "fast"),
-        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "4"),
         ("LEASE_SECONDS", "1.5"),
         ("LEASE_SECONDS", "-20"),
         ("TRUSTED_PROXIES", "10.0.0.0/33"),
