@@ -12,15 +12,15 @@ from typing import Any
 
 from gunicorn import glogging
 
-from streamorch import logs, tally
-from streamorch.settings import Settings
+from streamorch import in_force, logs, tally
 
 if sys.platform == "linux":
     from streamorch.worker import Worker as BaseWorker
 else:
     from gunicorn.workers.gthread import ThreadWorker as BaseWorker
 
-settings = Settings.from_env(os.environ)
+# A reload reads this file again; what is raised here ends the master, and with it the service.
+settings = in_force.read(os.environ)
 logs.configure(settings.log_level)
 # Made before the fork, so that every worker has it. A reload makes another: counters begin anew, as after a start.
 memory = tally.Memory() if settings.metrics_enabled else None

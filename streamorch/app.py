@@ -6,7 +6,7 @@ import flask
 import psycopg
 from werkzeug.exceptions import HTTPException
 
-from streamorch import logs, problems, tally
+from streamorch import in_force, logs, problems, tally
 from streamorch.blueprints import (
     Service,
     api_clients,
@@ -110,7 +110,7 @@ def create_app(settings: Settings) -> flask.Flask:
 
 def application() -> flask.Flask:
     """What a worker of gunicorn serves: with a connection at hand, if the database is there, and a reconciler."""
-    app = create_app(Settings.from_env(os.environ))
+    app = create_app(in_force.settings(os.environ))
     service: Service = app.extensions["streamorch"]
     service.database.await_connection()
     reconciler = Reconciler(service.settings, service.api, service.metrics, service.tracer)

@@ -1,16 +1,19 @@
 """gunicorn's workers and their master killed, frozen, stopped and reloaded, and several instances."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import requests
 
+from tests.conftest import API_SECRET
 from tests.faults.crowd import (
     CLIENTS_OF_A_WORKER,
     SECONDS,
@@ -155,6 +158,54 @@ def test_sighup_under_load_loses_and_refuses_no_request(start: Callable[..., Ser
     crowd.hold()
     assert [answer for answer in crowd.answers if answer.status == 0] == []
     assert_few(crowd.answers, 0.01)
+    hold_log(service)
+
+
+def test_a_setting_that_is_wrong_at_sighup_leaves_those_from_before_in_force(
+    start: Callable[..., Service], tmp_path: Path
+) -> None:
+    """The file of a secret is away: new workers have the old one, after SIGHUP and in place of one that is killed."""
+    secret = tmp_path / "api_secret"
+    secret.write_text(API_SECRET)
+    service = start(API_SECRET="", API_SECRET_FILE=str(secret))
+
+    def status(of: str) -> int:
+        answer = requests.get(f"{service.url}/broadcasters", headers={"Authorization": f"Bearer {of}"}, timeout=10)
+        return answer.status_code
+
+    def reload() -> None:
+        before = service.workers()
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(service.workers()) == 2 and not service.workers() & before)
+
+    with Crowd(service) as crowd:
+        crowd.warm_up()
+        secret.unlink()
+        reload()
+        secret.write_text("")
+        reload()
+        reloaded_at = time.monotonic()
+        time.sleep(0.5 + SECONDS)
+    assert [answer for answer in crowd.answers if answer.status == 0] == []
+    crowd.hold_well(reloaded_at)
+    victim = min(service.workers())
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(service.workers() - {victim}) == 2)
+    time.sleep(1)
+    assert service.process.poll() is None
+    assert [status(API_SECRET) for _ in range(8)] == [200] * 8
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    told = [line["reason"] for line in lines if line["message"].startswith("the settings cannot be reloaded")]
+    assert [reason.partition(";")[0] for reason in told] == [
+        f"API_SECRET_FILE: {secret}: No such file or directory",
+        "API_SECRET is not set",
+    ]
+    hold_log(service)
+
+    secret.write_text("another-secret-of-the-api")
+    reload()
+    assert [status(API_SECRET) for _ in range(8)] == [401] * 8
+    assert [status("another-secret-of-the-api") for _ in range(8)] == [200] * 8
     hold_log(service)
 
 

@@ -501,6 +501,20 @@ _ALL = (
         ("tests/faults/test_workers.py::test_of_several_instances_one_is_killed",),
     ),
     Mutant(
+        "a-wrong-setting-at-sighup-ends-the-service",
+        "streamorch/in_force.py",
+        "        if _settings is None:\n            raise\n",
+        "        raise\n",
+        ("tests/faults/test_workers.py::test_a_setting_that_is_wrong_at_sighup_leaves_those_from_before_in_force",),
+    ),
+    Mutant(
+        "a-worker-reads-the-settings-by-itself",
+        "streamorch/in_force.py",
+        "return _settings or read(environ)",
+        "return Settings.from_env(environ)",
+        ("tests/faults/test_workers.py::test_a_setting_that_is_wrong_at_sighup_leaves_those_from_before_in_force",),
+    ),
+    Mutant(
         "a-dripping-control-api-is-waited-for",
         "streamorch/mediamtx.py",
         "if self._deadline is not None:",
