@@ -76,13 +76,15 @@ def test_the_spans_of_a_publish_are_joined_and_hold_no_secret(start):
         service = start(
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
             MEDIAMTX_API_URL=fake.url,
-            RECONCILE_SECONDS="60",  # one tick at the start; the next must not be the one that kicks
+            RECONCILE_SECONDS="60",
             MEDIAMTX_CALLBACK_SECRET=f"{CALLBACK_SECRET},{OLDER_CALLBACK_SECRET}",
             METRICS_SECRET=METRICS_SECRET,
             READ_POLICY="secret",
             READ_SECRET=READ_SECRET,
             **ALL,
         )
+        # One tick at the start, and no other that might be the one that kicks.
+        collector.wait_for(lambda spans: any(span.name == "reconcile" for span in spans))
         ask = Caller(service)
         key_id, value = make_key(service)
         callback = {"Authorization": f"Bearer {CALLBACK_SECRET}", "tracestate": f"vendor={value}"}
