@@ -983,7 +983,7 @@ def _shut(client: socket.socket) -> None:
 def _next_request(stream: BinaryIO) -> _Request | None:
     """The next request of a connection; None when there is none."""
     line = stream.readline().decode("latin-1").split()
-    if len(line) != 3:
+    if len(line) != 3 or not line[2].startswith("HTTP/"):  # the noise of TLS may be three words as well
         return None
     headers = {}
     while (header := stream.readline().decode("latin-1").rstrip("\r\n")) != "":

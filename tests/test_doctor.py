@@ -825,6 +825,16 @@ def silence() -> Iterator[int]:
 
 
 @contextmanager
+def refusing() -> Iterator[int]:
+    """A port that refuses TCP and UDP. It is kept, so that no other process listens there meanwhile."""
+    with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        tcp.bind(udp.getsockname())
+        udp.connect(("127.0.0.1", 9))  # whoever else sends something is refused
+        yield udp.getsockname()[1]
+
+
+@contextmanager
 def srt_listener(answers: bool = True) -> Iterator[int]:
     """Answers the first packet of a handshake as a listener does."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
@@ -889,8 +899,7 @@ def test_all_is_well_over_the_wire(version, place, port, make_app):
 
 
 def test_what_is_wrong_over_the_wire(place, port, make_app):
-    with FakeMediaMTX("v1.20.1") as fake:
-        nobody = free_port()
+    with FakeMediaMTX("v1.20.1") as fake, refusing() as nobody:
         place |= {"MEDIAMTX_API_URL": fake.url, "MEDIAMTX_RTMP_URL": f"rtmp://127.0.0.1:{nobody}"}
         fake.load(mediamtx_config.config(Settings.from_env(place)))
         fake.options |= {
@@ -1054,9 +1063,9 @@ def test_a_public_url_of_every_protocol_is_tried(fake):
     found = asking._public(f"{fake.url}/x")
     assert isinstance(found, Answer)
     assert found.status == 404
-    nobody = free_port()
-    for scheme in ("http", "https", "rtmp", "rtsps", "srt"):
-        assert asking._public(f"{scheme}://127.0.0.1:{nobody}") == NOBODY
+    with refusing() as nobody:
+        for scheme in ("http", "https", "rtmp", "rtsps", "srt"):
+            assert asking._public(f"{scheme}://127.0.0.1:{nobody}") == NOBODY
     assert asking._public(f"https://127.0.0.1:{fake.port}") == Absent("it does not speak TLS", "broken")
     assert asking._public("http://nowhere.invalid") == Absent(
         "its host name is not known to this machine", "unknown-host"
