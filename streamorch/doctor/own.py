@@ -1,5 +1,7 @@
 """What is judged of our own side: settings, database, the running service. Pure."""
 
+from collections.abc import Iterator
+
 from streamorch import __version__
 from streamorch.doctor.facts import Absent, Facts, Instance, Verdict
 from streamorch.doctor.verdicts import (
@@ -16,6 +18,7 @@ from streamorch.doctor.verdicts import (
     worst,
     wrong,
 )
+from streamorch.settings import Settings
 
 _LISTS = ("API_SECRET", "MEDIAMTX_CALLBACK_SECRET")  # settings that hold several, so that one changes without a gap
 # A claim takes one or two round trips, and MediaMTX asks one question at a time.
@@ -29,33 +32,26 @@ def settings(facts: Facts) -> Verdict:
     found = facts.settings
     if isinstance(found, Absent):
         return wrong(found.reason, setting(f"correct {found.reason.split()[0].rstrip(':')}"))
+    return worst(_doubts(found), ok(f"they can be read; READ_POLICY is {found.read_policy}"))
+
+
+def _doubts(found: Settings) -> Iterator[Verdict]:
+    """What lets in more than is meant: an open door, or a secret that can be guessed."""
     is_open = not is_loopback(found.api_host)
-    flaws = []
     if is_open and found.callback_secret is None:
-        flaws.append(
-            warning(
-                f"MEDIAMTX_CALLBACK_SECRET is not set: whoever reaches {found.api_host}:{found.api_port} may play the"
-                " media server",
-                setting(
-                    "MEDIAMTX_CALLBACK_SECRET=… ; then `streamorch mediamtx-config` prints MediaMTX's lines with it"
-                ),
-            )
+        yield warning(
+            f"MEDIAMTX_CALLBACK_SECRET is not set: whoever reaches {found.api_host}:{found.api_port} may play the media"
+            " server",
+            setting("MEDIAMTX_CALLBACK_SECRET=… ; then `streamorch mediamtx-config` prints MediaMTX's lines with it"),
         )
     if is_open and found.metrics_enabled and found.metrics_port is not None and found.metrics_secret is None:
-        flaws.append(
-            warning(
-                f"METRICS_SECRET is not set: whoever reaches {found.api_host}:{found.metrics_port} reads the metrics",
-                setting("METRICS_SECRET=… , which the scraper sends as Bearer"),
-            )
+        yield warning(
+            f"METRICS_SECRET is not set: whoever reaches {found.api_host}:{found.metrics_port} reads the metrics",
+            setting("METRICS_SECRET=… , which the scraper sends as Bearer"),
         )
-    flaws += [
-        warning(
-            f"{name} is short enough to be guessed",
-            setting(f"{name}=… , a new one before the old: NEW,OLD" if name in _LISTS else f"{name}=… , a longer one"),
-        )
-        for name in found.short_secrets
-    ]
-    return worst(flaws, ok(f"they can be read; READ_POLICY is {found.read_policy}"))
+    for name in found.short_secrets:
+        longer = "a new one before the old: NEW,OLD" if name in _LISTS else "a longer one"
+        yield warning(f"{name} is short enough to be guessed", setting(f"{name}=… , {longer}"))
 
 
 # --- the database ----------------------------------------------------------------------------------------------
