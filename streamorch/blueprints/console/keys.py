@@ -9,7 +9,7 @@ import msgspec
 import segno
 from werkzeug.wrappers import Response
 
-from streamorch.blueprints import Cursor, accepted, after, identifier, one_page, query, service
+from streamorch.blueprints import Cursor, accepted, after, identifier, invalid, one_page, query, service
 from streamorch.blueprints import broadcasters as broadcasters_api
 from streamorch.blueprints import stream_keys as stream_keys_api
 from streamorch.blueprints.broadcasters import NewBroadcaster
@@ -77,7 +77,7 @@ def create() -> flask.Response:
             made = broadcasters_api.make(accepted(NewBroadcaster, {"display_name": owner} | ids))
             wanted = msgspec.structs.replace(wanted, broadcaster_id=made.id)
         elif not given.get("broadcaster_id"):
-            raise _wrong("broadcaster_id", "is missing: choose one, or name a new one")
+            raise invalid("broadcaster_id", "is missing: choose one, or name a new one")
         minted = stream_keys_api.mint(wanted)
     except Problem as problem:
         if problem.slug == "conflict":
@@ -175,10 +175,6 @@ def _shown(wanted: UUID, errors: list[FieldError], status: int) -> flask.Respons
 def _number(text: str) -> int | str:
     """What a field for a number holds; as it came when that is none, for the problem to say."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
-
-
-def _wrong(field: str, reason: str) -> Problem:
-    return Problem("invalid-request", f"{field} {reason}", errors=[FieldError(field, reason)])
 
 
 def _codes(minted: MintedStreamKey) -> dict[str, str]:

@@ -12,9 +12,10 @@ import flask
 import msgspec
 import psycopg
 
-from streamorch import __version__, doctor, keys
+from streamorch import __version__, doctor
 from streamorch.blueprints import Cursor, Service, Word, after, one_page, query, service
 from streamorch.blueprints.console import data, operator, page, room, stream_url
+from streamorch.blueprints.console.words import shown
 from streamorch.contract import aside
 from streamorch.doctor.facts import Finding, Health
 from streamorch.doctor.verdicts import shown as without_credentials
@@ -245,16 +246,10 @@ def members(change: Change) -> list[tuple[str, str | None, str | None]]:
     """
     before, after_it = msgspec.json.decode(bytes(change.before)), msgspec.json.decode(bytes(change.after))
     return [
-        (name, _shown(before[name]) if name in before else None, _shown(after_it[name]) if name in after_it else None)
+        (name, shown(before[name]) if name in before else None, shown(after_it[name]) if name in after_it else None)
         for name in {**before, **after_it}
         if name in before or after_it[name]
     ]
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "nothing"
-    return keys.redact(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
 def _subject_url(change: Change) -> str | None:

@@ -62,14 +62,15 @@ def happened(event: Event) -> str:
 def changes(event: Event) -> list[tuple[str, str, str]]:
     """The members that an event changed, each with what it was and what it is; of what was made, nothing."""
     before, after = _members(event.before), _members(event.after)
-    return [(name, _shown(before.get(name)), _shown(value)) for name, value in after.items() if name in before]
+    return [(name, shown(before.get(name)), shown(value)) for name, value in after.items() if name in before]
 
 
 def _members(raw: msgspec.Raw | None) -> dict[str, Any]:
     return {} if raw is None else msgspec.json.decode(raw)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A member of what was changed, before or after; what looks like a key or a secret is blotted out."""
     if value is None:
         return "nothing"
     return keys.redact(value if isinstance(value, str) else msgspec.json.encode(value).decode())
