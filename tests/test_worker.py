@@ -1,5 +1,6 @@
 """The worker of gunicorn, as clients of every kind meet it: real processes, and raw sockets that speak as they like."""
 
+import errno
 import itertools
 import json
 import logging
@@ -997,7 +998,9 @@ def sleeps(thread: threading.Thread) -> bool:
     return state == "S"
 
 
-def test_who_was_announced_to_a_worker_that_ends_is_served_by_it(monkeypatch):
+@pytest.fixture
+def ending() -> Iterator[Worker]:
+    """A worker in this process, about to stop: the last one with its listener, and without threads."""
     worker = Worker(0, os.getppid(), [socket.create_server(("127.0.0.1", 0))], None, 1, Config(), logging.getLogger())
     (listener,) = worker.sockets
     listener.setblocking(False)
@@ -1005,21 +1008,49 @@ def test_who_was_announced_to_a_worker_that_ends_is_served_by_it(monkeypatch):
     worker.listeners = {listener.fileno(): (listener, listener.getsockname())}
     worker.epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
     worker.alive = False
+    yield worker
+    worker.epoll.close()
+    worker.tmp.close()
+
+
+def test_who_was_announced_to_a_worker_that_ends_is_served_by_it(ending, monkeypatch):
+    worker = ending
+    (listener,) = worker.sockets
     monkeypatch.setattr(worker, "_serve_until_others_do", lambda now: None)
     client = Client(listener.getsockname()[1])
     client.send(GET)
     monkeypatch.setattr(worker, "_hurry", lambda conn: served.append(conn.client))
     served: list[Any] = []
-    ending = threading.Thread(target=worker._stop)
-    ending.start()
+    stopping = threading.Thread(target=worker._stop)
+    stopping.start()
     wait_until(lambda: served)
     assert client.socket.getsockname() in served
     for conn in list(worker.connections):
         worker._close(conn)
-    ending.join()
-    worker.epoll.close()
-    worker.tmp.close()
+    stopping.join()
     client.close()
+
+
+def test_who_comes_when_the_last_worker_has_accepted_everybody_is_refused_and_not_cut_off(ending, monkeypatch):
+    """The kernel connects before anybody accepts: whoever came between the last look and the close would be reset."""
+    (listener,) = ending.sockets
+    accept, address = ending._accept, listener.getsockname()
+    with socket.socket() as late:
+        late.setblocking(False)
+
+        def let_one_come_late(*of: Any) -> Any:
+            found = accept(*of)
+            if found is None:
+                with suppress(BlockingIOError):
+                    late.connect(address)
+            return found
+
+        monkeypatch.setattr(ending, "_accept", let_one_come_late)
+        ending._stop()
+        coming = select.poll()
+        coming.register(late, select.POLLOUT)
+        assert coming.poll(PATIENCE * 1000)  # it knocks again after a second
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
 @pytest.mark.parametrize("keep", [True, False])

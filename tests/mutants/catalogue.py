@@ -463,7 +463,9 @@ _ALL = (
         "streamorch/worker.py",
         "        self._serve_until_others_do(now)\n",
         "",
-        ("tests/faults/test_workers.py::test_sigterm_under_load_loses_no_request",),
+        (
+            "tests/test_worker.py::test_who_comes_when_the_last_worker_has_accepted_everybody_is_refused_and_not_cut_off",
+        ),
     ),
     Mutant(
         "who-was-announced-to-the-dead-is-forgotten",
@@ -547,9 +549,7 @@ _ALL = (
         "streamorch/repositories/migrate.py",
         "                conn.execute(\"SET LOCAL lock_timeout = '100ms'\")\n",
         "",
-        (
-            "tests/faults/test_upgrade.py::test_a_migration_that_cannot_have_its_lock_stops_nobody_and_is_killed_without_a_trace",
-        ),
+        ("tests/repositories/test_migrate.py::test_a_file_that_waits_for_a_table_keeps_nobody_from_it",),
     ),
     # --- who may call ---
     Mutant(

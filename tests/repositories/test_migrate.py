@@ -154,6 +154,24 @@ def test_a_table_that_somebody_holds_for_long_is_told(folder, database_url, monk
     assert migrate.apply(database_url) == [name]
 
 
+def test_a_file_that_waits_for_a_table_keeps_nobody_from_it(folder, database_url, conn):
+    """Whoever asks for a table waits behind those who wait for it: a claim for 300 ms at most."""
+    name = f"{LAST + 1:04}_more"
+    (folder / f"{name}.sql").write_text("ALTER TABLE streams ADD COLUMN more integer")
+    conn.execute("SET lock_timeout = '300ms'")
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as holder:
+        holder.execute("SELECT 1 FROM streams")
+        applied = pool.submit(migrate.apply, database_url)
+        try:
+            for _ in range(3):
+                while not read(database_url, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'relation'"):
+                    assert not applied.done()
+                conn.execute("UPDATE streams SET recording_ref = recording_ref")
+        finally:
+            holder.rollback()
+        assert applied.result() == [name]
+
+
 def test_a_file_that_fails_leaves_nothing_of_itself(folder, database_url):
     good = f"{LAST + 1:04}_good"
     (folder / f"{good}.sql").write_text("CREATE TABLE good (id uuid)")
